@@ -1,0 +1,113 @@
+"""Captions of emoji scenes in 18 languages: names, templates, keywords, and CLDR's own grammar for lists.
+
+What is held out never reaches training: some names and keywords per language, one template per language, some
+pairs of emoji.
+"""
+
+import unicodedata
+from itertools import combinations
+
+import numpy as np
+
+from altdiffusion.languages import LANGUAGES
+from training.emoji import Emoji, Scene, held_out
+
+#: Shares that no training sees. English names are all seen: the teacher knows no other language.
+HELD_OUT_NAMES, HELD_OUT_KEYWORDS, HELD_OUT_PAIRS = 0.02, 0.1, 0.1
+#: How often a caption of one emoji is its bare name, its name in a template, one of its keywords.
+KINDS = {"name": 0.6, "template": 0.3, "keyword": 0.1}
+#: Ways to ask for a picture of {}, written so that the name needs no inflection. The last of each language is
+#: held out.
+TEMPLATES = {
+    "en": ("{a}", "a picture of {a}", "{} emoji", "a drawing of {a}"),
+    "zh": ("一张{}的图片", "{}表情", "一幅{}的画"),
+    "ja": ("{}の絵", "{}の絵文字", "{}のイラスト"),
+    "th": ("รูป{}", "อีโมจิ{}", "ภาพ{}"),
+    "ko": ("{} 그림", "{} 이모지", "{} 사진"),
+    "hi": ("{} का चित्र", "{} इमोजी", "{} की तस्वीर"),
+    "uk": ("зображення: {}", "емодзі {}", "малюнок: {}"),
+    "ar": ("صورة {}", "رمز {}", "رسم {}"),
+    "tr": ("{} resmi", "{} emojisi", "{} çizimi"),
+    "vi": ("hình {}", "biểu tượng {}", "bức tranh {}"),
+    "pl": ("obrazek: {}", "emoji: {}", "rysunek: {}"),
+    "nl": ("een plaatje van {}", "emoji van {}", "een tekening van {}"),
+    "pt": ("uma imagem de {}", "emoji de {}", "um desenho de {}"),
+    "it": ("un'immagine di {}", "emoji di {}", "un disegno di {}"),
+    "es": ("una imagen de {}", "emoji de {}", "un dibujo de {}"),
+    "de": ("ein Bild von {}", "Emoji: {}", "eine Zeichnung von {}"),
+    "fr": ("une image de {}", "émoji {}", "un dessin de {}"),
+    "ru": ("изображение: {}", "эмодзи {}", "рисунок: {}"),
+}
+
+
+class Captions:
+    """Writes captions for scenes. Every choice comes from the generator that is handed in."""
+
+    def __init__(self, emoji: Emoji) -> None:
+        self.emoji = emoji
+        self.tags = tuple(LANGUAGES)
+
+    def random_language(self, random: np.random.Generator, characters: tuple[str, ...]) -> str:
+        """One of the languages, English twice as likely, and in place of a language with a held-out name."""
+        number = int(random.integers(len(self.tags) + 1))
+        tag = "en" if number == len(self.tags) else self.tags[number]
+        return "en" if any(self.unseen_name(tag, c) for c in characters) else tag
+
+    def unseen_name(self, tag: str, character: str) -> bool:
+        return tag != "en" and held_out(HELD_OUT_NAMES, "name", tag, character)
+
+    def seen_keywords(self, tag: str, character: str) -> tuple[str, ...]:
+        words = self.emoji.keywords[tag][character]
+        return tuple(w for w in words if not held_out(HELD_OUT_KEYWORDS, "keyword", tag, w))
+
+    def caption(self, scene: Scene, tag: str, random: np.random.Generator) -> str:
+        """A training caption of the scene in the language `tag`."""
+        names = [self.emoji.names[tag][c] for c in scene.characters]
+        if len(names) > 1:
+            return self.listing(tag, [names[i] for i in random.permutation(len(names))])
+        kind = random.choice(list(KINDS), p=list(KINDS.values()))
+        words = self.seen_keywords(tag, scene.characters[0]) if kind == "keyword" else ()
+        if words:
+            return str(random.choice(words))
+        if kind == "template":
+            return fill(str(random.choice(TEMPLATES[tag][:-1])), names[0])
+        return names[0]
+
+    def name(self, scene: Scene, tag: str = "en") -> str:
+        """The plain caption: the name, or the list of names."""
+        return self.listing(tag, [self.emoji.names[tag][c] for c in scene.characters])
+
+    def listing(self, tag: str, names: list[str]) -> str:
+        """The names joined by the language's own list pattern (Unicode TR35, part 2, list patterns)."""
+        patterns = self.emoji.list_patterns[tag]
+        if len(names) <= 2:
+            return names[0] if len(names) == 1 else join(patterns["2"], *names)
+        joined = join(patterns["end"], *names[-2:])
+        for name in reversed(names[1:-2]):
+            joined = join(patterns["middle"], name, joined)
+        return join(patterns["start"], names[0], joined)
+
+    def corpus(self, *tags: str) -> list[str]:
+        """Every name, keyword and training template of these languages: what the tokenizers learn from."""
+        lines = []
+        for tag in tags or self.tags:
+            lines += [name for c, name in self.emoji.names[tag].items() if not self.unseen_name(tag, c)]
+            lines += [word for c in self.emoji.characters for word in self.seen_keywords(tag, c)]
+            lines += [fill(template, "") for template in TEMPLATES[tag][:-1]] * 20
+            lines += [pattern.format("", "") for pattern in self.emoji.list_patterns[tag].values()] * 20
+        return [line for line in (unicodedata.normalize("NFC", line).strip() for line in lines) if line]
+
+
+def join(pattern: str, first: str, second: str) -> str:
+    return pattern.replace("{0}", first, 1).replace("{1}", second, 1) if "{0}" in pattern else pattern
+
+
+def fill(template: str, name: str) -> str:
+    """`{}` takes the name, `{a}` the name behind the English indefinite article."""
+    article = "an" if name[:1].lower() in set("aeiou") else "a"
+    return template.replace("{a}", f"{article} {name}").replace("{}", name)
+
+
+def held_out_pair(characters: tuple[str, ...]) -> bool:
+    """Whether two emoji of the scene are a pair that training never shows together."""
+    return any(held_out(HELD_OUT_PAIRS, "pair", *pair) for pair in combinations(sorted(characters), 2))

@@ -1,0 +1,118 @@
+"""Configuration shared by the stages: frozen dataclasses, YAML recipes, one parser.
+
+A recipe is a list of flags: YAML is flattened into arguments that stand before the command line's, so tyro
+checks both in the same way and the later one wins. `--config runs/x/config.yaml` therefore repeats a run
+exactly.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tyro
+import yaml
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.999
+    warmup_steps: int = 100
+    schedule: Literal["constant", "cosine"] = "constant"
+    """After the warm-up: stay, or follow a cosine down to zero at max_train_steps."""
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.learning_rate < 1:
+            raise ValueError(f"learning_rate: {self.learning_rate} is outside (0, 1)")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What every run has: length, batch, seed, precision, checkpoints."""
+
+    max_train_steps: int = 1000
+    batch_size: int = 32
+    """Samples per optimizer step, over all processes and accumulated passes."""
+    gradient_accumulation_steps: int = 1
+    seed: int = 0
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    ema_decay: float = 0.0
+    """0 keeps no moving average; otherwise the ceiling of its decay (it warms up from 0)."""
+    checkpointing_steps: int = 500
+    checkpoints_total_limit: int = 2
+    log_steps: int = 20
+    threads: int = 0
+    """CPU threads of each process; 0 leaves PyTorch's choice."""
+    dry_run: bool = False
+    """Print the resolved configuration and stop."""
+
+    def __post_init__(self) -> None:
+        if self.checkpoints_total_limit < 2:
+            raise ValueError(
+                f"checkpoints_total_limit: {self.checkpoints_total_limit} is below 2; "
+                "the newest one may be the one that a crash cut short"
+            )
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"batch_size: {self.batch_size} is not a multiple of "
+                f"gradient_accumulation_steps {self.gradient_accumulation_steps}"
+            )
+
+
+def parse(cls: type[Config], argv: Sequence[str] | None = None) -> Config:
+    """Reads `--config FILE`, then the flags. Exits with 2 and one line on a mistake."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        while "--config" in argv:
+            at = argv.index("--config")
+            if at + 1 == len(argv):
+                raise ValueError("config: --config needs a file")
+            argv = [*recipe_flags(Path(argv[at + 1])), *argv[:at], *argv[at + 2 :]]
+        return tyro.cli(cls, args=argv, config=(tyro.conf.FlagConversionOff,))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def recipe_flags(path: Path) -> list[str]:
+    """The flags that a YAML recipe stands for."""
+    if not path.is_file():
+        raise ValueError(f"config: {path} is not a file")
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(tree, dict):
+        raise ValueError(f"config: {path} holds no mapping of names to values")
+    return list(as_flags(tree))
+
+
+def as_flags(tree: dict[str, Any], prefix: str = "--") -> Iterator[str]:
+    for name, value in tree.items():
+        match value:
+            case dict():
+                yield from as_flags(value, f"{prefix}{name}.")
+            case list():
+                yield f"{prefix}{name}"
+                yield from map(str, value)
+            case _:
+                yield f"{prefix}{name}={value}"
+
+
+def as_tree(config: Any) -> Any:
+    """The configuration as plain YAML values; `as_flags` of it parses back to an equal one."""
+    if is_dataclass(config):
+        return {field.name: as_tree(getattr(config, field.name)) for field in fields(config)}
+    if isinstance(config, tuple | list):
+        return [as_tree(item) for item in config]
+    return str(config) if isinstance(config, Path) else config
+
+
+def save(config: Any, path: Path) -> None:
+    path.write_text(yaml.safe_dump(as_tree(config), sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -1,0 +1,244 @@
+"""The small world of the bundled model: Noto's emoji as pictures, Unicode CLDR's names as captions in 18
+languages.
+
+Pictures: Debian's `fonts-noto-color-emoji` (SIL OFL 1.1). Names, keywords and list patterns:
+`unicode-cldr-core` (Unicode licence). A scene is a pure function of (seed, index), so nothing is stored and
+every run sees the same data.
+"""
+
+import hashlib
+import re
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from altdiffusion.languages import LANGUAGES
+
+FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
+CLDR = Path("/usr/share/unicode/cldr/common")
+#: The only size at which this bitmap font has pictures, and their size in pixels.
+FONT_SIZE, GLYPH_SIZE = 109, (136, 128)
+#: The emoji that the 64 px model draws: CLDR's own labels (`properties/labels.txt`), (group, label) or
+#: (group, None) for all.
+COVERED_LABELS = (
+    ("Animals & Nature", None),
+    ("Food & Drink", None),
+    ("Activities", None),
+    ("Objects", None),
+    ("Travel & Places", "sky & weather"),
+    ("Travel & Places", "place-building"),
+    ("Travel & Places", "place-geographic"),
+    ("Travel & Places", "transport-air"),
+    ("Travel & Places", "transport-ground"),
+    ("Travel & Places", "transport-water"),
+    ("Smileys & People", "face-positive"),
+    ("Smileys & People", "face-fantasy"),
+    ("Smileys & People", "cat-face"),
+    ("Smileys & People", "monkey-face"),
+)
+#: Labels of whole groups that are left out: sheets, boxes and folders that 64 px hardly tell apart.
+NOT_COVERED = {("Objects", "office"), ("Objects", "mail")}
+WHITE = (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class Emoji:
+    """The emoji and what is written about them: `names[tag][emoji]`, `keywords[tag][emoji]`."""
+
+    characters: tuple[str, ...]
+    """Those of one code point with a picture and a name in all languages: 1,364 with Debian 12's packages."""
+    covered: tuple[str, ...]
+    names: dict[str, dict[str, str]]
+    keywords: dict[str, dict[str, tuple[str, ...]]]
+    """Only those that one emoji of the language has: an ambiguous one teaches nothing about pictures."""
+    list_patterns: dict[str, dict[str, str]]
+
+
+@cache
+def load_emoji() -> Emoji:
+    for path, package in ((FONT, "fonts-noto-color-emoji"), (CLDR, "unicode-cldr-core")):
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing: apt-get install {package}")
+    names, keywords = {}, {}
+    for tag in LANGUAGES:
+        names[tag], keywords[tag] = annotations(tag)
+    common = set.intersection(*(set(of_language) for of_language in names.values()))
+    # Below U+0100 stand letters and signs (#, *, ©, ®) that the font only serves as parts of others.
+    characters = tuple(sorted(c for c in common if len(c) == 1 and ord(c) > 0xFF and glyph(c).getbbox()))
+    labels = character_labels()
+    chosen = {label for label in COVERED_LABELS if label[1]}
+    whole = {group for group, label in COVERED_LABELS if label is None}
+    drawn = {
+        c for c in labels if labels[c] in chosen or (labels[c][0] in whole and labels[c] not in NOT_COVERED)
+    }
+    covered = tuple(c for c in characters if c in drawn)
+    return Emoji(
+        characters=characters,
+        covered=covered,
+        names={tag: {c: names[tag][c] for c in characters} for tag in LANGUAGES},
+        keywords={tag: unambiguous(keywords[tag], names[tag], characters) for tag in LANGUAGES},
+        list_patterns={tag: list_patterns(tag) for tag in LANGUAGES},
+    )
+
+
+def annotations(tag: str) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Short names (`type="tts"`) and keywords of one language."""
+    names: dict[str, str] = {}
+    keywords: dict[str, list[str]] = {}
+    for folder in ("annotations", "annotationsDerived"):
+        for node in ElementTree.parse(CLDR / folder / f"{tag}.xml").getroot().iter("annotation"):
+            if node.get("type") == "tts":
+                names[node.attrib["cp"]] = (node.text or "").strip()
+            else:
+                keywords[node.attrib["cp"]] = [word.strip() for word in (node.text or "").split("|")]
+    return names, keywords
+
+
+def unambiguous(
+    keywords: dict[str, list[str]], names: dict[str, str], characters: tuple[str, ...]
+) -> dict[str, tuple[str, ...]]:
+    owners: dict[str, set[str]] = {}
+    for c in characters:
+        for word in {*keywords.get(c, ()), names[c]}:
+            owners.setdefault(word.casefold(), set()).add(c)
+    return {
+        c: tuple(
+            word for word in keywords.get(c, ()) if len(owners[word.casefold()]) == 1 and word != names[c]
+        )
+        for c in characters
+    }
+
+
+def list_patterns(tag: str) -> dict[str, str]:
+    """CLDR's standard list patterns: keys `2`, `start`, `middle`, `end`, each like "{0} and {1}".
+
+    A part that a language leaves out is inherited from CLDR's root, where all of them read "{0}, {1}".
+    """
+    root = ElementTree.parse(CLDR / "main" / f"{tag}.xml").getroot()
+    standard = next(p for p in root.iter("listPattern") if p.get("type") is None)
+    inherited = dict.fromkeys(("start", "middle", "end", "2"), "{0}, {1}")
+    return inherited | {part.attrib["type"]: part.text or "" for part in standard}
+
+
+def character_labels() -> dict[str, tuple[str, str]]:
+    """First (group, label) of each character in CLDR's `labels.txt`; sequences in braces are left out."""
+    labels: dict[str, tuple[str, str]] = {}
+    for line in (CLDR / "properties" / "labels.txt").read_text(encoding="utf-8").splitlines():
+        if line.startswith("["):
+            characters, group, label = (part.strip() for part in line.split(";"))
+            single = re.sub(r"\{[^}]*\}", "", characters[1:-1])
+            for first, last in re.findall(r"(.)(?:-(.))?", single):
+                for code in range(ord(first), ord(last or first) + 1):
+                    labels.setdefault(chr(code), (group, label))
+    return labels
+
+
+@cache
+def font() -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(FONT), FONT_SIZE)
+
+
+@cache
+def glyph(character: str) -> Image.Image:
+    """The emoji as it is in the font: RGBA, 136x128, transparent ground."""
+    picture = Image.new("RGBA", GLYPH_SIZE, (*WHITE, 0))
+    ImageDraw.Draw(picture).text((0, 0), character, font=font(), embedded_color=True)
+    return picture
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One emoji of a scene: its centre and the width of its glyph, as shares of the scene's side."""
+
+    character: str
+    x: float
+    y: float
+    width: float
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One to four emoji on a ground of one colour or shaded between two, from top to bottom."""
+
+    placed: tuple[Placed, ...]
+    top: tuple[int, int, int] = WHITE
+    bottom: tuple[int, int, int] = WHITE
+
+    @property
+    def characters(self) -> tuple[str, ...]:
+        return tuple(p.character for p in self.placed)
+
+
+#: (columns, rows) of the grid that holds so many emoji, and which of its cells they take.
+CELLS = {1: (1, 1), 2: (2, 1), 3: (2, 2), 4: (2, 2)}
+
+
+def random_scene(
+    seed: int,
+    index: int,
+    choices: tuple[str, ...],
+    counts: tuple[int, ...] = (1,),
+    pastel: float = 0.0,
+    spread: float = 1.0,
+) -> Scene:
+    """Scene number `index` of the stream `seed`: emoji from `choices`, as many as one of `counts`.
+
+    `pastel` is the share of coloured grounds, `spread` scales how much places and sizes vary.
+    """
+    random = np.random.default_rng((seed, index))
+    count = int(random.choice(counts))
+    columns, rows = CELLS[count] if count != 2 or random.random() < 0.5 else (1, 2)
+    cells = random.permutation(columns * rows)[:count]
+    placed = []
+    for character, cell in zip(random.choice(len(choices), count, replace=False), cells, strict=True):
+        room = 1 / max(columns, rows)
+        width = room * (0.85 + spread * random.uniform(-0.07, 0.07))
+        slack = spread * (room - width) / 2
+        x = (cell % columns + 0.5) / columns + random.uniform(-slack, slack)
+        y = (cell // columns + 0.5) / rows + random.uniform(-slack, slack)
+        placed.append(Placed(choices[character], float(x), float(y), float(width)))
+    top = bottom = WHITE
+    if random.random() < pastel:
+        top = tuple(int(v) for v in random.integers(190, 256, 3))
+        bottom = top if random.random() < 0.5 else tuple(int(v) for v in random.integers(190, 256, 3))
+    return Scene(tuple(placed), top, bottom)
+
+
+def centred(character: str) -> Scene:
+    """The one picture of an emoji that stands for it in evaluation: in the middle, on white."""
+    return Scene((Placed(character, 0.5, 0.5, 0.85),))
+
+
+def draw(scene: Scene, size: int) -> Image.Image:
+    """The scene as an RGB picture of size x size."""
+    ramp = np.linspace(0, 1, size)[:, None, None]
+    ground = np.array(scene.top) * (1 - ramp) + np.array(scene.bottom) * ramp
+    picture = Image.fromarray(np.broadcast_to(ground, (size, size, 3)).round().astype(np.uint8))
+    for placed in scene.placed:
+        width = max(1, round(placed.width * size))
+        height = max(1, round(width * GLYPH_SIZE[1] / GLYPH_SIZE[0]))
+        small = resized_glyph(placed.character, width, height)
+        corner = (round(placed.x * size - width / 2), round(placed.y * size - height / 2))
+        picture.paste(small, corner, small)
+    return picture
+
+
+@lru_cache(maxsize=20_000)  # some 9 KB each
+def resized_glyph(character: str, width: int, height: int) -> Image.Image:
+    return glyph(character).resize((width, height), Image.Resampling.LANCZOS)
+
+
+def pixels(scenes: list[Scene], size: int) -> np.ndarray:
+    """(scenes, 3, size, size), float32 in [-1, 1]."""
+    stacked = np.stack([np.asarray(draw(scene, size)) for scene in scenes])
+    return stacked.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
+
+
+def held_out(share: float, *keys: str) -> bool:
+    """Whether these keys belong to the `share` that no training sees: a hash decides, in every run alike."""
+    digest = hashlib.sha256("\x1f".join(keys).encode()).digest()
+    return int.from_bytes(digest[:4], "big") < share * 2**32

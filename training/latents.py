@@ -1,0 +1,41 @@
+"""Latents of pictures, computed once and kept on disk while autoencoder and pictures stay the same."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from training.emoji import Scene, pixels
+
+
+@torch.no_grad()
+def cached_latents(vae: AutoencoderKL, scenes: list[Scene], path: Path) -> Tensor:
+    """(scenes, channels, height, width): posterior means, scaled to unit variance."""
+    key = fingerprint(vae, scenes)
+    if path.is_file():
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("key") == key:
+                return file.get_tensor("latents")
+    parts = []
+    for first in tqdm(range(0, len(scenes), 64), unit="batch", desc="latents", disable=None):
+        images = torch.from_numpy(pixels(scenes[first : first + 64], vae.config.sample_size))
+        parts.append(vae.encode(images).latent_dist.mean * vae.config.scaling_factor)
+    latents = torch.cat(parts).contiguous()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".tmp")
+    save_file({"latents": latents}, aside, metadata={"key": key})
+    aside.rename(path)
+    return latents
+
+
+def fingerprint(vae: AutoencoderKL, scenes: list[Scene]) -> str:
+    digest = hashlib.sha256(repr((vae.config.scaling_factor, scenes)).encode())
+    for name, tensor in sorted(vae.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.float().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,138 @@
+"""Packs trained stages into the folder that ships: fp16 shards, AltCLIP, card, licences, recipe, manifest."""
+
+import json
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from diffusers import StableDiffusionPipeline
+from transformers import AltCLIPModel, AutoTokenizer, CLIPImageProcessor
+
+from altdiffusion import bundled
+from altdiffusion.languages import LANGUAGES
+from training.config import RunConfig, parse
+from training.emoji import load_emoji
+from training.stage import run_stage
+
+#: Shards stay below the size at which code hosts and reviewers begin to complain.
+SHARD_SIZE = "15MB"
+#: Texts of the licences that the pictures and names came under, as Debian ships them.
+LICENCES = {
+    "LICENSE-font.txt": "/usr/share/doc/fonts-noto-color-emoji/copyright",
+    "LICENSE-cldr.txt": "/usr/share/doc/unicode-cldr-core/copyright",
+}
+
+
+@dataclass(frozen=True)
+class PackageConfig:
+    """Where the stages lie, and what a request that leaves it open is drawn with."""
+
+    stages: Path = Path("runs/emoji")
+    """Folder of the stages: autoencoder, teacher, distill, contrast, unet."""
+    output: Path = bundled.FOLDER
+    steps: int = 20
+    guidance_scale: float = 3.0
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+def package(config: PackageConfig) -> None:
+    aside = config.output.with_name(f".tmp-{config.output.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    pipeline = StableDiffusionPipeline.from_pretrained(config.stages / "unet/model", dtype=torch.float16)
+    pipeline.save_pretrained(aside, max_shard_size=SHARD_SIZE)
+    altclip = config.stages / "contrast/model"
+    AltCLIPModel.from_pretrained(altclip, dtype=torch.float16).save_pretrained(
+        aside / "altclip", max_shard_size=SHARD_SIZE
+    )
+    AutoTokenizer.from_pretrained(altclip).save_pretrained(aside / "altclip")
+    CLIPImageProcessor.from_pretrained(altclip).save_pretrained(aside / "altclip")
+    card = describe(config, pipeline)
+    (aside / bundled.CARD).write_text(json.dumps(card, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    (aside / "README.md").write_text(model_card(card), encoding="utf-8")
+    for name, source in LICENCES.items():
+        shutil.copyfile(source, aside / name)
+    bundled.write_manifest(aside)
+    replace_folder(aside, config.output)
+
+
+def replace_folder(new: Path, old: Path) -> None:
+    """Puts `new` in the place of `old`, which is lost only once the new one is there."""
+    gone = old.with_name(f".old-{old.name}")
+    shutil.rmtree(gone, ignore_errors=True)
+    if old.exists():
+        old.rename(gone)
+    new.rename(old)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def describe(config: PackageConfig, pipeline: StableDiffusionPipeline) -> dict:
+    """`emoji.json`: what the model draws and how, and the resolved recipe of every stage that made it."""
+    size = pipeline.vae.config.sample_size
+    drawn = set(json.loads((config.stages / "unet/drawn.json").read_text(encoding="utf-8"))["covered"])
+    recipe = {
+        stage: yaml.safe_load((config.stages / stage / "config.yaml").read_text(encoding="utf-8"))
+        for stage in ("autoencoder", "teacher", "distill", "contrast", "unet")
+    }
+    revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "covered": [c for c in load_emoji().covered if c in drawn],
+        "languages": list(LANGUAGES),
+        "defaults": {
+            "steps": config.steps,
+            "guidance_scale": config.guidance_scale,
+            "width": size,
+            "height": size,
+            "scheduler": "dpm++",
+        },
+        "commit": revision.stdout.strip(),
+        "recipe": recipe,
+        "figures": {},
+    }
+
+
+def model_card(card: dict) -> str:
+    languages = "\n".join(f"- {tag}" for tag in card["languages"])
+    return f"""---
+library_name: diffusers
+pipeline_tag: text-to-image
+license: apache-2.0
+language:
+{languages}
+---
+
+# The emoji model of altdiffusion
+
+A small AltCLIP and AltDiffusion that draws {len(card["covered"])} emoji from their names in 18 languages,
+64x64 pixels, on a CPU. It is the demonstration of the package and the subject of its tests, not a general
+text-to-image model: a prompt that names no emoji gives some emoji, and a prompt that names several gives one
+of them.
+
+Files: the folder opens with plain `diffusers` (`DiffusionPipeline.from_pretrained`), `altclip/` with plain
+`transformers` (`AltCLIPModel.from_pretrained`). The text tower is stored in both, so that each library finds
+it.
+
+## Data
+
+Pictures: Noto Color Emoji, SIL Open Font License 1.1 (`LICENSE-font.txt`). Names and keywords: Unicode CLDR,
+Unicode licence (`LICENSE-cldr.txt`). Held out by a hash: 2 % of the names of each language but English, 10 %
+of the keywords, one template per language, 10 % of the pairs of emoji.
+
+## Recipe
+
+`training/recipes/emoji/train.sh`; `emoji.json` holds the resolved configuration of every stage and the
+commit.
+
+<!-- figures -->
+"""
+
+
+def main() -> None:
+    run_stage(parse(PackageConfig), package)
+
+
+if __name__ == "__main__":
+    main()

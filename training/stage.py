@@ -1,0 +1,23 @@
+"""How a stage's command behaves, whatever the stage: `--dry-run`, logging, one line for a user's mistake."""
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+
+from training.config import as_tree
+
+
+def run_stage(config: Any, train: Callable[[Any], None]) -> None:
+    """Prints the resolved configuration and trains; with `dry_run` only prints."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if config.run.dry_run:
+        print(yaml.safe_dump(as_tree(config), sort_keys=False, allow_unicode=True), end="")
+        return
+    try:
+        train(config)
+    except (ValueError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
