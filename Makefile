@@ -1,0 +1,103 @@
+# Each target sets up what it needs, once: a stamp file in .venv remembers what is done.
+PYTHON ?= python3
+# Extra arguments for pytest or the bench, for example: make test ARGS="-k languages"
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+FONT := /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
+CLDR := /usr/share/unicode/cldr/common/annotations/en.xml
+DEBIAN := fonts-noto-color-emoji unicode-cldr-core
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check format docs bench app train-emoji debian
+
+help:
+	@echo "make demo         draw two pictures with the bundled model, into demo/"
+	@echo "make test         run the tests (ARGS=... goes to pytest)"
+	@echo "make check        lint, types, spelling, layers, and docs/cli.md against --help"
+	@echo "make format       let ruff rewrite the code"
+	@echo "make docs         write docs/cli.md anew"
+	@echo "make bench        measure the bundled model (some 20 minutes on two cores; ARGS=...)"
+	@echo "make train-emoji  train the bundled model from nothing (hours on two cores)"
+ifneq ($(wildcard app/__main__.py),)
+	@echo "make app          open the app in a browser"
+else
+	@echo "(the app comes with a later version)"
+endif
+	@echo "Each does its own set-up on first use, in .venv. PYTHON=... picks the interpreter (3.11 or newer)."
+
+$(VENV)/.stamp-venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; PYTHON=python3.12 make ... picks another one" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || \
+		{ echo "$(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@echo "set-up: virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.stamp-core: $(VENV)/.stamp-venv pyproject.toml constraints.txt
+	@echo "set-up: installing altdiffusion and its dependencies in $(VENV) (one to several minutes, once)"
+	@$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.stamp-dev: $(VENV)/.stamp-venv pyproject.toml constraints.txt
+	@echo "set-up: installing altdiffusion with what training and the tests need in $(VENV) (one to several minutes, once)"
+	@$(PIP) install -c constraints.txt -e '.[train,dev]'
+	@touch $(VENV)/.stamp-core $@
+
+# The pictures and names that training learns from; the library itself needs neither.
+debian:
+	@if [ -e $(FONT) ] && [ -e $(CLDR) ]; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		echo "set-up: installing the Debian packages $(DEBIAN), which training learns from"; \
+		{ apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $(DEBIAN); } > /dev/null; \
+	else \
+		echo "Training and its tests need the Debian packages $(DEBIAN). Install them as root:" >&2; \
+		echo "    apt-get install $(DEBIAN)" >&2; \
+		echo "or run the other tests alone: $(BIN)/python -m pytest --ignore tests/training" >&2; \
+		exit 1; \
+	fi
+
+demo: $(VENV)/.stamp-core
+	@echo 'drawing "a lobster" and "กุ้งมังกร" into demo/'
+	@mkdir -p demo && rm -f demo/lobster*.png
+	@printf '%s\n' 'en: a lobster' 'th: กุ้งมังกร' | \
+		HF_HUB_OFFLINE=1 $(BIN)/altdiffusion generate --prompt-file - --seed 7 -o demo/lobster.png
+
+test: $(VENV)/.stamp-dev debian
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.stamp-dev
+	@echo "ruff" && $(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .
+	@echo "basedpyright" && $(BIN)/basedpyright
+	@echo "typos" && $(BIN)/typos
+	@echo "layers" && $(BIN)/python -m pytest --quiet --no-header tests/test_layers.py
+	@echo "docs/cli.md" && $(BIN)/python docs/write_cli.py --check
+
+format: $(VENV)/.stamp-dev
+	@$(BIN)/ruff check --quiet --fix . && $(BIN)/ruff format .
+
+docs: $(VENV)/.stamp-core
+	@$(BIN)/python docs/write_cli.py
+
+bench: $(VENV)/.stamp-dev debian
+	@$(BIN)/python -m bench.quality $(ARGS)
+
+train-emoji: $(VENV)/.stamp-dev debian
+	@PYTHON=$(BIN)/python bash training/recipes/emoji/train.sh
+
+ifneq ($(wildcard app/__main__.py),)
+$(VENV)/.stamp-app: $(VENV)/.stamp-venv pyproject.toml constraints.txt
+	@echo "set-up: installing the app in $(VENV) (one to several minutes, once)"
+	@$(PIP) install -c constraints.txt -e '.[app,retrieval]'
+	@touch $(VENV)/.stamp-core $@
+
+app: $(VENV)/.stamp-app
+	@$(BIN)/python -m app
+else
+app:
+	@echo "the app comes with a later version" >&2; exit 1
+endif
