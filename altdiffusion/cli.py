@@ -1,0 +1,254 @@
+"""The command line: each function is a subcommand, its docstring the help.
+
+What takes long to import is imported inside the functions, so that `--help` is quick.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import itertools
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+from tyro.extras import SubcommandApp
+
+from altdiffusion.requests import SCHEDULERS, BadRequest, shorten
+from altdiffusion.terminal import run
+
+app = SubcommandApp()
+
+
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """Registers a subcommand so that parsing only binds arguments: what it raises is then ours to tell."""
+
+    @functools.wraps(function)
+    def bind(*args: Any, **fields: Any) -> functools.partial[None]:
+        return functools.partial(function, *args, **fields)
+
+    app.command(bind)
+    return function
+
+
+def _flag(metavar: str, default: str, text: str, *aliases: str, name: str | None = None) -> Any:
+    """Numbers stay texts here: `GenerateRequest` reads and refuses them, in the same words as in Python."""
+    hint = f"(default: {default})" if default else ""
+    return arg(metavar=metavar, help=text, help_behavior_hint=hint, aliases=aliases, name=name)
+
+
+_OWN = "the model's own"
+_Model = Annotated[
+    str | None, _flag("MODEL", "the bundled one", "A folder, or a name on the Hugging Face hub.")
+]
+_Json = Annotated[bool, arg(name="json", help="Print JSON.", help_behavior_hint="")]
+
+
+@_command
+def generate(
+    prompt: Positional[
+        Annotated[tuple[str, ...], _flag("PROMPT", "", "Words of one prompt; `-` is stdin.")]
+    ] = (),
+    *,
+    output: Annotated[str, _flag("PATH", "this folder", "A folder that exists, or a .png file.", "-o")] = ".",
+    model: _Model = None,
+    seed: Annotated[str | None, _flag("N", "-1", "Same seed, same picture; -1 draws one.")] = None,
+    steps: Annotated[str | None, _flag("N", _OWN, "Steps from noise to picture.")] = None,
+    guidance_scale: Annotated[str | None, _flag("F", _OWN, "How closely to follow the prompt.")] = None,
+    negative_prompt: Annotated[str | None, _flag("TEXT", "none", "What not to draw.")] = None,
+    count: Annotated[str | None, _flag("N", "1", "Pictures to draw; number i has seed + i.")] = None,
+    size: Annotated[str | None, _flag("N|WxH", _OWN, "Pixels, multiples of 8.")] = None,
+    scheduler: Annotated[str | None, _flag("NAME", _OWN, f"One of {', '.join(SCHEDULERS)}.")] = None,
+    from_: Annotated[
+        str | None, _flag("PICTURE", "", "Repeat it; other flags change it.", name="from")
+    ] = None,
+    image: Annotated[str | None, _flag("PICTURE", "", "Start from this picture.")] = None,
+    strength: Annotated[str | None, _flag("F", "0.8", "How far to go from --image, up to 1.")] = None,
+    languages: Annotated[
+        str | None, _flag("TAG,TAG", "all in the file", "Draw a grid over languages.")
+    ] = None,
+    prompt_file: Annotated[str | None, _flag("FILE", "", "Its prompts: lines of `tag: prompt`.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Draw pictures from a prompt in any of 18 languages.
+
+    Prints the path of each picture, and on stderr the seed. Existing files are kept: new ones get a number.
+    """
+    from altdiffusion.drawing import draw
+
+    draw(
+        prompt,
+        {
+            "seed": seed,
+            "steps": steps,
+            "guidance_scale": guidance_scale,
+            "negative_prompt": negative_prompt,
+            "count": count,
+            "scheduler": scheduler,
+            "image": image,
+            "strength": strength,
+        },
+        output=output,
+        model=model,
+        size=size,
+        repeat=from_,
+        languages=languages,
+        prompt_file=prompt_file,
+        as_json=as_json,
+    )
+
+
+@_command
+def show(
+    picture: Positional[
+        Annotated[str, _flag("PICTURE", "", "A PNG drawn by altdiffusion or AUTOMATIC1111.")]
+    ],
+    *,
+    as_json: _Json = False,
+) -> None:
+    """Tell how a picture was made."""
+    from altdiffusion.images import read_provenance
+
+    made = read_provenance(picture).to_dict()
+    if as_json:
+        print(json.dumps(made, ensure_ascii=False))
+        return
+    versions = made.pop("versions", {})
+    for name, value in {
+        **made,
+        **{f"{package} version": number for package, number in versions.items()},
+    }.items():
+        print(f"{name.replace('_', ' ')}: {value}")
+
+
+@_command
+def info(
+    model: Positional[
+        Annotated[str | None, _flag("MODEL", "the bundled one", "A folder or a hub name.")]
+    ] = None,
+    *,
+    as_json: _Json = False,
+) -> None:
+    """Tell what a model is and can draw, and what this machine runs it with."""
+    from altdiffusion import __version__
+    from altdiffusion.checkpoints import resolve
+
+    folder = resolve(model)
+    facts = _model_facts(model, folder)
+    import diffusers
+    import torch
+    import transformers
+
+    from altdiffusion.runtime import choose_attention, choose_device, choose_dtype
+
+    device = choose_device()
+    facts |= {"device": str(device), "dtype": str(choose_dtype(device)).removeprefix("torch.")}
+    chosen, reason = choose_attention()
+    facts["attention"] = {
+        "chosen": chosen,
+        "reason": reason,
+        "available": list(dict.fromkeys([chosen, "sdpa"])),
+    }
+    packages = {"torch": torch, "diffusers": diffusers, "transformers": transformers}
+    facts["versions"] = {"altdiffusion": __version__, **{name: p.__version__ for name, p in packages.items()}}
+    if as_json:
+        print(json.dumps(facts, ensure_ascii=False))
+        return
+    for name, value in facts.items():
+        print(f"{name}: {_plain(value)}")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
+    if isinstance(value, list):
+        return f"{len(value)}: {' '.join(map(str, value))}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _model_facts(model: str | None, folder: Path) -> dict[str, Any]:
+    from altdiffusion import bundled, checkpoints
+
+    kind = checkpoints.kind_of(folder)
+    parts = {"altclip": folder}
+    if kind == "pipeline":
+        parts = {name: folder / name for name in ("unet", "vae", "text_encoder", "altclip")}
+    parameters, size = {}, 0
+    for name, part in parts.items():
+        if part.is_dir():
+            files = [file for file in checkpoints.weight_files(part) if file.suffix == ".safetensors"]
+            shapes = [shape for file in files for shape in checkpoints.tensor_shapes(file).values()]
+            parameters[name] = sum(map(math.prod, shapes))
+            size += sum(file.stat().st_size for file in files)
+    card_file = folder / bundled.CARD
+    card = json.loads(card_file.read_text(encoding="utf-8")) if card_file.is_file() else {}
+    return {
+        "model": model or "bundled",
+        "format": {"pipeline": "diffusers pipeline", "altclip": "transformers AltCLIP"}[kind],
+        "parameters": parameters,
+        "weight_bytes": size,
+        "languages": card.get("languages"),
+        "defaults": card.get("defaults"),
+        "covered": card.get("covered"),
+    }
+
+
+@_command
+def embed(
+    text: Positional[
+        Annotated[tuple[str, ...], _flag("TEXT", "", "Texts; none or `-` reads lines from stdin.")]
+    ] = (),
+    *,
+    images: Annotated[tuple[str, ...], _flag("PICTURE", "", "Picture files.")] = (),
+    format_: Annotated[
+        Literal["jsonl", "npy", "parquet"], _flag("jsonl|npy|parquet", "jsonl", "Output form.", name="format")
+    ] = "jsonl",
+    output: Annotated[str | None, _flag("FILE", "stdout", "A new file.", "-o")] = None,
+    model: _Model = None,
+) -> None:
+    """Turn texts and pictures into unit vectors: what is alike has a large dot product, in any language."""
+    _check_embed_output(format_, output)
+    from altdiffusion import encoding
+    from altdiffusion.checkpoints import resolve
+
+    lines = (line.rstrip("\r\n") for line in sys.stdin)
+    batches = encoding.batches(lines if text == ("-",) or not (text or images) else text, images)
+    first = next(batches, None)  # opened before the model: most mistakes are in it
+    if first is None:
+        raise BadRequest("text: nothing given; allowed texts, --images, or lines on stdin")
+    resolve(model)
+    from altdiffusion.model import AltCLIP
+
+    rows = encoding.encode(AltCLIP.from_pretrained(model), itertools.chain([first], batches))
+    with Path(output).open("xb") if output else contextlib.nullcontext(sys.stdout.buffer) as stream:
+        encoding.write(rows, format_, stream)
+
+
+def _check_embed_output(format_: str, output: str | None) -> None:
+    if output is not None:
+        path = Path(output)
+        if path.exists() or not path.parent.is_dir():
+            cause = "exists" if path.exists() else "is in no folder that exists"
+            raise BadRequest(f"output: {shorten(output)} {cause}; allowed a new file")
+    elif format_ != "jsonl" and sys.stdout.isatty():
+        raise BadRequest(f"format: {format_!r} is not for a terminal; allowed with --output FILE or a pipe")
+    if format_ == "parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise BadRequest("format: 'parquet' needs pyarrow (pip install pyarrow); allowed here jsonl, npy")
+
+
+def _parse(argv: Sequence[str]) -> Callable[[], None]:
+    return app.cli(
+        prog="altdiffusion",
+        description="Pictures from prompts in 18 languages, and vectors of texts and pictures.",
+        args=list(argv),
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    return run(_parse, argv)

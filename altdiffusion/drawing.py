@@ -1,0 +1,193 @@
+"""What `altdiffusion generate` does: from flags and files to requests, and from pictures to files."""
+
+import json
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from altdiffusion.images import destination, file_stem, open_image, read_provenance, save_numbered
+from altdiffusion.languages import language
+from altdiffusion.requests import (
+    BadRequest,
+    GenerateRequest,
+    Provenance,
+    parse_size,
+    prompts_by_language,
+    shorten,
+)
+from altdiffusion.terminal import note, progress, say
+
+if TYPE_CHECKING:
+    from altdiffusion.generation import Picture
+
+_MAX_READ = 1_000_000  # characters of a prompt or prompt file: all that could pass, and no more
+
+
+def draw(
+    prompt: Sequence[str],
+    flags: dict[str, str | None],
+    *,
+    output: str = ".",
+    model: str | None = None,
+    size: str | None = None,
+    repeat: str | None = None,
+    languages: str | None = None,
+    prompt_file: str | None = None,
+    as_json: bool = False,
+) -> None:
+    """Checks all that can be, then loads the model, draws and saves. `flags` are fields of a request."""
+    image = flags.get("image")
+    made = None if repeat is None else _made(repeat, image)
+    fields = _fields(made, image) | {name: text for name, text in flags.items() if text is not None}
+    if size is not None:
+        fields |= dict(zip(("width", "height"), map(str, parse_size(size)), strict=True))
+    grid = prompt_file is not None or languages is not None
+    if grid:
+        requests = _in_languages(prompt, languages, prompt_file, fields)
+    else:
+        requests = [GenerateRequest.from_text(**_with_prompt(prompt, fields)).with_seed()]
+    folder, file = destination(output)
+    if image is not None:
+        open_image(image)
+    pictures = _drawn(_model_of(made, model), requests, made)
+    _save(pictures, folder, file, grid=grid, as_json=as_json)
+
+
+def _made(picture: str, image: str | None) -> Provenance:
+    made = read_provenance(picture, "from")
+    if made.image and image is None:
+        raise BadRequest(f"from: {shorten(picture)} was drawn from another picture; give that with --image")
+    return made
+
+
+def _fields(made: Provenance | None, image: str | None) -> dict[str, str]:
+    """What a picture was made with, as texts, so that flags can be laid over it."""
+    if made is None:
+        return {}
+    names = [
+        "prompt",
+        "negative_prompt",
+        "seed",
+        "steps",
+        "guidance_scale",
+        "width",
+        "height",
+        "scheduler",
+        "language",
+    ]
+    names += ["strength"] if image is not None else []
+    return {name: str(value) for name in names if (value := getattr(made, name)) is not None}
+
+
+def _model_of(made: Provenance | None, model: str | None) -> str | None:
+    if model is not None or made is None or made.model in (None, "bundled"):
+        return model
+    if "/" not in made.model and not Path(made.model).is_dir():
+        raise BadRequest(f"from: made with the model {shorten(made.model)}; give its folder with --model")
+    return made.model
+
+
+def _with_prompt(words: Sequence[str], fields: dict[str, str]) -> dict[str, str]:
+    """A prompt from the command line, else the repeated picture's, else from a pipe."""
+    if tuple(words) == ("-",) or (not words and "prompt" not in fields and not sys.stdin.isatty()):
+        text = sys.stdin.read(_MAX_READ)
+        if not words and not text.strip():
+            raise BadRequest("prompt: nothing given; allowed words, `-` for stdin, or --from PICTURE")
+        return fields | {"prompt": text}
+    if words:
+        return fields | {"prompt": " ".join(words)}
+    if "prompt" not in fields:
+        raise BadRequest("prompt: nothing given; allowed words, `-` for stdin, or --from PICTURE")
+    return fields
+
+
+def _in_languages(
+    words: Sequence[str], languages: str | None, file: str | None, fields: dict[str, str]
+) -> list[GenerateRequest]:
+    """One request for each language and prompt, all with one seed."""
+    if file is None:
+        raise BadRequest(f"languages: {shorten(languages)} needs --prompt-file with lines of `tag: prompt`")
+    if words:
+        raise BadRequest(f"prompt: {shorten(' '.join(words))} beside --prompt-file; allowed one of them")
+    tags = languages and list(dict.fromkeys(language(tag, "languages").tag for tag in languages.split(",")))
+    prompts = prompts_by_language(_read_text(file))
+    missing = [tag for tag in tags or [] if tag not in prompts]
+    if missing:
+        raise BadRequest(f"prompt_file: {shorten(file)} has no line for {', '.join(missing)}")
+    seed = str(GenerateRequest.from_text(**{**fields, "prompt": ""}).with_seed().seed)
+    return [
+        GenerateRequest.from_text(**{**fields, "seed": seed, "prompt": prompt, "language": tag})
+        for tag in tags or prompts
+        for prompt in prompts[tag]
+    ]
+
+
+def _read_text(file: str) -> str:
+    try:
+        if file == "-":
+            return sys.stdin.read(_MAX_READ)
+        with Path(file).open(encoding="utf-8") as stream:
+            return stream.read(_MAX_READ)
+    except OSError as error:
+        raise BadRequest(f"prompt_file: {shorten(file)} cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise BadRequest(f"prompt_file: {shorten(file)} is not UTF-8 text") from None
+
+
+def _drawn(
+    model: str | None, requests: Sequence[GenerateRequest], made: Provenance | None
+) -> Iterator["Picture"]:
+    from altdiffusion.checkpoints import resolve
+
+    resolve(model)  # refuses a bad folder before torch is imported
+    from altdiffusion.generation import generate
+    from altdiffusion.pipelines import AltDiffusionPipeline
+
+    pipeline = AltDiffusionPipeline.from_pretrained(model)
+    if made and made.fingerprint and not pipeline.fingerprint.startswith(made.fingerprint):
+        warnings.warn(
+            "from: the picture was made by a model with other weights; this one will differ", stacklevel=2
+        )
+    with progress(len(requests)) as part:
+        for number, request in enumerate(requests):
+            yield from generate(pipeline, request, part(number))
+
+
+def _save(
+    pictures: Iterable["Picture"], folder: Path, file: Path | None, *, grid: bool, as_json: bool
+) -> None:
+    """Saves each picture as soon as it is there, and says where."""
+    from altdiffusion.grids import labelled_grid
+
+    rows: dict[str, list[Any]] = {}
+    saved: list[dict[str, Any]] = []
+    try:
+        for picture in pictures:
+            made = picture.provenance
+            prefix = f"{made.language}-" if grid else ""
+            name = f"{prefix}{file_stem(made.prompt)}-{made.seed}.png"
+            if file is not None:
+                name = f"{file.stem}-{made.language}{file.suffix}" if grid else file.name
+            path = save_numbered(picture.image, folder / name, made)
+            rows.setdefault(made.language or "", []).append(picture.image)
+            saved.append({"path": str(path), **made.to_dict()})
+            if picture.flagged:
+                note(f"{path}: the model's safety checker objects to this picture")
+            if not as_json:
+                say(str(path))
+                note(f"seed {made.seed}")
+        document: dict[str, Any] = {"pictures": saved}
+        if grid:
+            target = folder / (file.name if file else f"grid-{saved[0]['seed']}.png")
+            path = save_numbered(labelled_grid([(language(tag), row) for tag, row in rows.items()]), target)
+            document["grid"] = str(path)
+            if not as_json:
+                say(str(path))
+    except OSError as error:
+        raise BadRequest(
+            f"output: {shorten(str(folder))} cannot be written to ({error.strerror or error})"
+        ) from error
+    if as_json:
+        print(json.dumps(document, ensure_ascii=False))

@@ -1,0 +1,106 @@
+"""Device, number format and attention for this machine, chosen in one place.
+
+Nothing falls back in silence: what was asked for and cannot be had is refused with the reason, and what
+`auto` chose comes with its reason.
+"""
+
+import importlib.util
+import warnings
+
+import torch
+
+_DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+_ATTENTION = ("auto", "xformers", "sdpa")
+
+
+def choose_device(name: str | torch.device | None = None) -> torch.device:
+    """The device asked for, or the fastest here: CUDA, then Apple's MPS, then the CPU."""
+    if name is None or name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device: {name!r:.80} is no device; allowed here: {_devices()}") from None
+    if not _exists(device):
+        raise ValueError(f"device: {name!r:.80} is not on this machine; allowed here: {_devices()}")
+    return device
+
+
+def choose_dtype(
+    device: str | torch.device | None = None, name: str | torch.dtype | None = None
+) -> torch.dtype:
+    """The number format asked for; unasked, float32 on the CPU and a half-width format on an accelerator."""
+    device = choose_device(device)
+    if name is None or name == "auto":
+        if device.type == "cpu":
+            return torch.float32
+        if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16
+        return torch.float16
+    dtype = name if isinstance(name, torch.dtype) else _DTYPES.get(str(name))
+    if dtype is None or dtype not in _DTYPES.values():
+        raise ValueError(f"dtype: {name!r:.80} is not known; allowed: float32, bfloat16, float16")
+    if device.type == "cpu" and dtype == torch.float16:
+        raise ValueError(
+            "dtype: float16 is refused on the CPU, where it is slower than float32 and overflows; "
+            f"allowed here: float32{', bfloat16' if has_bfloat16() else ''}"
+        )
+    if device.type == "cpu" and dtype == torch.bfloat16 and not has_bfloat16():
+        warnings.warn(
+            "dtype: this CPU has no bfloat16 units: it halves the memory but runs slower than float32",
+            stacklevel=2,
+        )
+    return dtype
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware."""
+    return any(present and "bf16" in name for name, present in torch.cpu.get_capabilities().items())
+
+
+def choose_attention(name: str = "auto", device: str | torch.device | None = None) -> tuple[str, str]:
+    """(back end, reason). `xformers` needs its package and CUDA; PyTorch's own `sdpa` works everywhere."""
+    if name not in _ATTENTION:
+        raise ValueError(f"attention: {name!r:.80} is not known; allowed: {', '.join(_ATTENTION)}")
+    if name == "sdpa":
+        return "sdpa", "asked for"
+    obstacle = _xformers_obstacle(choose_device(device))
+    if name == "xformers":
+        if obstacle:
+            raise ValueError(f"attention: 'xformers' cannot run here: {obstacle}; allowed here: auto, sdpa")
+        return "xformers", "asked for"
+    return ("sdpa", obstacle) if obstacle else ("xformers", "installed, and the device is CUDA")
+
+
+def _xformers_obstacle(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return f"its kernels need CUDA and the device is {device.type}"
+    if importlib.util.find_spec("xformers") is None:
+        return "xformers is not installed (pip install 'altdiffusion[xformers]')"
+    return None
+
+
+def _exists(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
+    if device.type == "mps":
+        return torch.backends.mps.is_available()
+    return device.type == "cpu"
+
+
+def _devices() -> str:
+    names = ["auto", "cpu"]
+    if torch.cuda.is_available():
+        names += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    return ", ".join(names)
