@@ -1,0 +1,195 @@
+"""From request to pictures: seeds, batches, schedulers, threads, and nothing left changed."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from altdiffusion.generation import Picture, generate
+from altdiffusion.images import read_provenance, save_png
+from altdiffusion.pipelines import AltDiffusionPipeline
+from altdiffusion.requests import SCHEDULERS, BadRequest, GenerateRequest
+from tests.fakes import SENTENCES, tiny_pipeline_folder
+
+# Schedulers of diffusers hand torch tensors to numpy functions, which numpy 2 tells torch to do differently.
+pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning")
+
+
+@pytest.fixture
+def pipeline(shared_pipeline: AltDiffusionPipeline) -> AltDiffusionPipeline:
+    return shared_pipeline
+
+
+def draw(pipeline: AltDiffusionPipeline, **fields: object) -> list[Picture]:
+    return generate(
+        pipeline, GenerateRequest.build(**{"prompt": "a red lobster", "seed": 7, "steps": 2, **fields})
+    )
+
+
+def values(picture: Picture) -> np.ndarray:
+    return np.asarray(picture.image, dtype=np.int16)
+
+
+def test_the_same_seed_draws_the_same_bytes_and_another_seed_others(pipeline: AltDiffusionPipeline):
+    (first,), (again,), (other,) = draw(pipeline), draw(pipeline), draw(pipeline, seed=8)
+    assert first.image.tobytes() == again.image.tobytes()
+    assert first.image.tobytes() != other.image.tobytes()
+
+
+def test_picture_i_of_a_request_is_the_single_picture_of_seed_plus_i(pipeline: AltDiffusionPipeline):
+    several = draw(pipeline, count=3)
+    assert [picture.provenance.seed for picture in several] == [7, 8, 9]
+    for picture in several:
+        (single,) = draw(pipeline, seed=picture.provenance.seed)
+        assert picture.image.tobytes() == single.image.tobytes()
+
+
+def test_a_batch_equals_its_singles_to_one_level(pipeline: AltDiffusionPipeline):
+    request = GenerateRequest.build(prompt="a cat", seed=7, steps=2, count=4)
+    for one, other in zip(
+        generate(pipeline, request, batch_size=4), generate(pipeline, request), strict=True
+    ):
+        assert abs(values(one) - values(other)).max() <= 1  # 1e-4 may fall on the other side of a rounding
+
+
+def test_seeds_go_round_at_64_bits(pipeline: AltDiffusionPipeline):
+    assert [p.provenance.seed for p in draw(pipeline, seed=2**64 - 1, count=2)] == [2**64 - 1, 0]
+
+
+def test_what_a_request_leaves_open_is_the_models_own(pipeline: AltDiffusionPipeline):
+    (picture,) = generate(pipeline, GenerateRequest.build(prompt="a cat"))
+    made = picture.provenance
+    assert (made.steps, made.guidance_scale, made.width, made.height, made.scheduler) == (
+        4,
+        3.0,
+        64,
+        64,
+        "dpm++",
+    )
+    assert made.seed is not None and made.seed >= 0
+    assert made.fingerprint == pipeline.fingerprint
+    assert set(made.versions) == {"altdiffusion", "torch", "diffusers", "transformers"}
+
+
+def test_only_the_folders_own_name_goes_into_the_note(pipeline: AltDiffusionPipeline):
+    assert pipeline.source is not None
+    assert draw(pipeline)[0].provenance.model == Path(pipeline.source).name
+
+
+def test_the_size_is_width_by_height(pipeline: AltDiffusionPipeline):
+    assert draw(pipeline, width=64, height=96)[0].image.size == (64, 96)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_scheduler_draws_and_the_callers_stays(
+    pipeline: AltDiffusionPipeline, scheduler: str, steps: int
+):
+    before = pipeline.scheduler
+    config = dict(before.config)
+    (picture,) = draw(pipeline, scheduler=scheduler, steps=steps)
+    assert picture.provenance.scheduler == scheduler
+    assert pipeline.scheduler is before
+    assert dict(before.config) == config
+    assert picture.image.tobytes() == draw(pipeline, scheduler=scheduler, steps=steps)[0].image.tobytes()
+
+
+def test_schedulers_differ(pipeline: AltDiffusionPipeline):
+    pictures = {name: draw(pipeline, scheduler=name, steps=4)[0].image.tobytes() for name in SCHEDULERS}
+    assert len(set(pictures.values())) > len(SCHEDULERS) - 2
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm++", "pndm", "euler"])
+def test_threads_draw_what_each_would_draw_alone(pipeline: AltDiffusionPipeline, scheduler: str):
+    prompts = list(SENTENCES.values())[:8]
+    alone = [draw(pipeline, prompt=prompt, scheduler=scheduler)[0].image.tobytes() for prompt in prompts]
+    together: dict[int, bytes] = {}
+
+    def work(numbers: range) -> None:
+        for number in numbers:
+            picture = draw(pipeline, prompt=prompts[number], scheduler=scheduler)[0]
+            together[number] = picture.image.tobytes()
+
+    threads = [threading.Thread(target=work, args=(range(first, 8, 4),)) for first in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [together.get(number) for number in range(8)] == alone
+
+
+def test_every_step_is_reported_over_all_pictures(pipeline: AltDiffusionPipeline):
+    seen: list[tuple[int, int]] = []
+    request = GenerateRequest.build(prompt="a", steps=3, count=2)
+    generate(pipeline, request, lambda done, of: seen.append((done, of)))
+    assert seen == [(done, 6) for done in range(1, 7)]
+
+
+def test_what_the_callback_raises_ends_the_drawing_and_the_next_call_is_fine(pipeline: AltDiffusionPipeline):
+    def stop(done: int, of: int) -> None:
+        raise InterruptedError("enough")
+
+    with pytest.raises(InterruptedError):
+        generate(pipeline, GenerateRequest.build(prompt="a", seed=7, steps=2), stop)
+    assert draw(pipeline)[0].image.size == (64, 64)
+
+
+def test_image_to_image_starts_from_the_picture(pipeline: AltDiffusionPipeline, tmp_path: Path):
+    Image.new("RGB", (90, 70), "red").save(tmp_path / "red.png")
+    Image.new("RGB", (90, 70), "blue").save(tmp_path / "blue.png")
+    red, blue = (
+        draw(pipeline, image=str(tmp_path / f"{name}.png"), strength=0.5)[0] for name in ("red", "blue")
+    )
+    assert red.image.size == (64, 64)
+    assert red.image.tobytes() != blue.image.tobytes()
+    assert red.provenance.strength == 0.5
+    assert red.provenance.image != blue.provenance.image
+    assert str(tmp_path) not in red.provenance.to_json()
+
+
+def test_a_strength_that_leaves_no_step_is_refused(pipeline: AltDiffusionPipeline, tmp_path: Path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    with pytest.raises(
+        BadRequest, match=r"^strength: 0.1 of 2 steps leaves none to draw; allowed at least 0.5"
+    ):
+        draw(pipeline, image=str(tmp_path / "a.png"), strength=0.1)
+
+
+def test_values_that_are_no_colours_are_refused(tmp_path: Path):
+    broken = AltDiffusionPipeline.from_pretrained(tiny_pipeline_folder(tmp_path / "tiny"), device="cpu")
+    torch.nn.init.constant_(broken.unet.conv_out.bias, torch.nan)
+    with pytest.raises(
+        BadRequest, match=r"^guidance_scale: 3 with dpm\+\+ in float32 gave values that are no colours"
+    ):
+        draw(broken)
+
+
+def test_a_picture_too_large_for_the_memory_names_the_size(pipeline: AltDiffusionPipeline):
+    def out_of_memory(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = pipeline.unet.register_forward_pre_hook(out_of_memory)
+    try:
+        with pytest.raises(BadRequest, match=r"^size: 64x64 does not fit into the memory of cpu; lower size"):
+            draw(pipeline)
+    finally:
+        handle.remove()
+    assert draw(pipeline)[0].image.size == (64, 64)
+
+
+@pytest.mark.parametrize("tag", SENTENCES)
+def test_prompts_of_every_language_survive_drawing_and_saving(
+    pipeline: AltDiffusionPipeline, tmp_path: Path, tag: str
+):
+    (picture,) = draw(pipeline, prompt=SENTENCES[tag], language=tag, steps=1)
+    save_png(picture.image, tmp_path / "a.png", picture.provenance)
+    assert read_provenance(tmp_path / "a.png") == picture.provenance
+    assert picture.provenance.prompt == SENTENCES[tag]
+
+
+def test_a_prompt_over_77_tokens_is_drawn_with_a_warning_that_quotes_the_rest(pipeline: AltDiffusionPipeline):
+    with pytest.warns(UserWarning, match=r"^prompt: too long by \d+ tokens, left out: .*zebra"):
+        draw(pipeline, prompt="a red lobster and a cat " * 20 + "zebra", steps=1)
