@@ -35,6 +35,8 @@ from training.tokenizers import train_xlmr_tokenizer
 
 #: Texts encoded at a time.
 CHUNK = 64
+#: English captions whose targets are kept.
+REMEMBERED = 100_000
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,10 @@ class DistillConfig:
     output_dir: Path
     teacher: Path
     """transformers folder of the CLIP whose text tower is imitated."""
+    model: Path | None = None
+    """AltCLIP folder whose text tower to go on from. None starts a new student."""
+    counts: tuple[int, ...] = (1,) * 8 + (2, 3)
+    """Emoji in a caption, drawn evenly from this list."""
     sequence_weight: float = 0.5
     """Weight of drawing every state of the student to the target, not the first alone."""
     student: StudentConfig = field(default_factory=StudentConfig)
@@ -68,12 +74,12 @@ class ParallelCaptions(torch.utils.data.Dataset):
 
     items = None
 
-    def __init__(self, seed: int) -> None:
-        self.seed, self.emoji = seed, load_emoji()
+    def __init__(self, seed: int, counts: tuple[int, ...]) -> None:
+        self.seed, self.counts, self.emoji = seed, counts, load_emoji()
         self.captions = Captions(self.emoji)
 
     def __getitem__(self, index: int) -> tuple[str, str]:
-        scene = random_scene(self.seed, index, self.emoji.characters, counts=(1,) * 8 + (2, 3))
+        scene = random_scene(self.seed, index, self.emoji.characters, counts=self.counts)
         if held_out_pair(scene.characters):
             scene = random_scene(self.seed, index, self.emoji.characters)
         random = np.random.default_rng((self.seed, index, 2))
@@ -96,15 +102,21 @@ class Distillation(nn.Module):
         self.student, self.tokenizer, self.weight = student, tokenizer, weight
         # Held outside the module tree: it has nothing to train, save or average.
         self.frozen = (teacher.text_model.eval().requires_grad_(False), teacher_tokenizer)
+        self.targets: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def target(self, english: list[str]) -> Tensor:
-        teacher, tokenizer = self.frozen
-        teacher.to(self.student.device)
-        tokens = tokenizer(english, padding=True, truncation=True, return_tensors="pt").to(
-            self.student.device
-        )
-        return teacher(tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output.float()
+        """The teacher's pooled outputs, remembered: the same names come again and again."""
+        if len(self.targets) > REMEMBERED:
+            self.targets.clear()
+        new = [text for text in dict.fromkeys(english) if text not in self.targets]
+        if new:
+            teacher, tokenizer = self.frozen
+            teacher.to(self.student.device)
+            tokens = tokenizer(new, padding=True, truncation=True, return_tensors="pt").to(self.student.device)
+            pooled = teacher(tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output.float()
+            self.targets.update(zip(new, pooled, strict=True))
+        return torch.stack([self.targets[text] for text in english])
 
     def forward(self, texts: list[str], english: list[str]) -> Tensor:
         losses = []
@@ -140,12 +152,18 @@ def build_student(config: StudentConfig, vocabulary: int, teacher: CLIPModel) ->
 def train(config: DistillConfig) -> None:
     torch.manual_seed(config.run.seed)
     teacher = CLIPModel.from_pretrained(config.teacher)
-    tokenizer = train_xlmr_tokenizer(Captions(load_emoji()).corpus(), config.student.vocab_size)
-    student = build_student(config.student, len(tokenizer), teacher)
+    if config.model is not None:
+        student, tokenizer = (
+            AltCLIPModel.from_pretrained(config.model).text_model,
+            AutoTokenizer.from_pretrained(config.model),
+        )
+    else:
+        tokenizer = train_xlmr_tokenizer(Captions(load_emoji()).corpus(), config.student.vocab_size)
+        student = build_student(config.student, len(tokenizer), teacher)
     teacher_tokenizer = AutoTokenizer.from_pretrained(config.teacher)
     stage = Distillation(student, tokenizer, teacher, teacher_tokenizer, config.sequence_weight)
     run = Run.start(config, stage)
-    for texts, english in run.batches(ParallelCaptions(config.run.seed)):
+    for texts, english in run.batches(ParallelCaptions(config.run.seed, config.counts)):
         with run.accelerator.autocast():
             loss = run.model(texts, english)
         run.step(loss)

@@ -1,0 +1,236 @@
+"""What the bundled model is worth: pictures by a judge in pixel space, retrieval, zero-shot classification,
+per language.
+
+    python -m bench.quality                    # everything, 200 emoji x 18 languages: some 20 minutes on two
+    CPU cores python -m bench.quality --emoji 20 --parts generation python -m bench.quality --write
+    # also into the model card, emoji.json and docs/results.md
+
+Prompts of `generation` are plain CLDR names; those of a language that training never saw are counted apart
+(`unseen`). Fixed seeds: emoji number n of the sample is drawn with seed n in every language.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from altdiffusion import AltCLIP, AltDiffusionPipeline, bundled
+from altdiffusion.languages import LANGUAGES
+from bench.judge import Judge, figures, plain
+from bench.report import publish
+from training.captions import TEMPLATES, Captions, fill, held_out_pair
+from training.emoji import centred, draw, load_emoji, random_scene
+
+PARTS = ("judge", "generation", "templates", "keywords", "retrieval", "zero-shot")
+BATCH = 25
+
+
+def sample(characters: list[str], size: int) -> list[str]:
+    """`size` of them, always the same, in an order that says nothing about their kind."""
+    order = np.random.default_rng(2026).permutation(len(characters))
+    return [characters[i] for i in order[:size]]
+
+
+def pictures(pipeline: AltDiffusionPipeline, prompts: list[str]) -> list:
+    """One picture for each prompt, prompt n with seed n, at the model's defaults."""
+    defaults, drawn = pipeline.generation_defaults, []
+    for first in range(0, len(prompts), BATCH):
+        part = prompts[first : first + BATCH]
+        generators = [torch.Generator().manual_seed(first + n) for n in range(len(part))]
+        drawn += pipeline(
+            part,
+            generator=generators,
+            num_inference_steps=defaults.steps,
+            guidance_scale=defaults.guidance_scale,
+        ).images
+    return drawn
+
+
+def measure_judge(pipeline: AltDiffusionPipeline, judge: Judge) -> dict:
+    """The judge on real scenes of every emoji, and on what the autoencoder makes of them."""
+    scenes = [plain(random_scene(7, n, (c,), pastel=0.5)) for n, c in enumerate(judge.characters)]
+    real = [draw(scene, 64) for scene in scenes]
+    rebuilt = []
+    with torch.no_grad():
+        for first in range(0, len(real), 64):
+            images = pipeline.image_processor.preprocess(real[first : first + 64])
+            latents = pipeline.vae.encode(images).latent_dist.mean
+            rebuilt += pipeline.image_processor.postprocess(pipeline.vae.decode(latents).sample)
+    wanted = list(judge.characters)
+    return {
+        "real": figures(judge.ranks(real, wanted)),
+        "reconstructions": figures(judge.ranks(rebuilt, wanted)),
+    }
+
+
+def measure_generation(pipeline, judge: Judge, arguments, write_prompt, seen) -> dict:
+    """Top-1 and top-5 per language; prompts for which `seen` is False are counted apart."""
+    card = bundled.card(Path(arguments.model) if arguments.model else None)
+    chosen = sample(card["covered"], arguments.emoji)
+    table, apart = {}, []
+    for tag in tqdm(arguments.languages, desc="languages", disable=None):
+        prompts = [write_prompt(tag, c) for c in chosen]
+        kept = [n for n, prompt in enumerate(prompts) if prompt is not None]
+        ranks = judge.ranks(pictures(pipeline, [prompts[n] for n in kept]), [chosen[n] for n in kept])
+        known = np.array([seen(tag, chosen[n]) for n in kept])
+        table[tag] = figures(ranks[known])
+        apart += ranks[~known].tolist()
+    return {
+        "languages": table,
+        "unseen": figures(np.array(apart)) if apart else None,
+        **summary(table, "top5"),
+    }
+
+
+def summary(table: dict[str, dict], key: str) -> dict:
+    """Mean over languages and the worst language, each also as a share of English."""
+    english, values = table["en"][key], {tag: row[key] for tag, row in table.items()}
+    worst = min(values, key=values.__getitem__)
+    mean = float(np.mean(list(values.values())))
+    return {
+        "mean": mean,
+        "worst": worst,
+        "mean/english": mean / english if english else 0.0,
+        "worst/english": values[worst] / english if english else 0.0,
+    }
+
+
+def held_out_scenes(number: int) -> list:
+    """Scenes of two to four emoji, no two with the same set; a tenth hold a pair that training never drew."""
+    scenes, sets, index = [], set(), 0
+    while len(scenes) < number:
+        scene = random_scene(987_654_321, index, load_emoji().characters, counts=(2, 3, 4), pastel=0.5)
+        index += 1
+        wants_pair = len(scenes) % 10 == 0
+        if frozenset(scene.characters) not in sets and held_out_pair(scene.characters) == wants_pair:
+            sets.add(frozenset(scene.characters))
+            scenes.append(scene)
+    return scenes
+
+
+def in_parts(encode, items: list, size: int = 100) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([encode(items[first : first + size]) for first in range(0, len(items), size)])
+
+
+def measure_retrieval(clip: AltCLIP, number: int) -> dict:
+    """Recall (hit rate) both ways and their mean, MR, per language; each scene has one caption."""
+    scenes, captions = held_out_scenes(number), Captions(load_emoji())
+    images = in_parts(clip.encode_image, [draw(scene, 64) for scene in scenes])
+    table = {}
+    for tag in LANGUAGES:
+        texts = in_parts(clip.encode_text, [captions.name(scene, tag) for scene in scenes])
+        scores = texts @ images.T
+        row = {}
+        for way, matrix in (("t2i", scores), ("i2t", scores.T)):
+            own = matrix.diagonal()[:, None]
+            rank = (matrix > own).sum(1)
+            row |= {f"{way}@{k}": (rank < k).float().mean().item() for k in (1, 5, 10)}
+        table[tag] = row | {"MR": float(np.mean(list(row.values())))}
+    return {"scenes": number, "languages": table, **summary(table, "MR")}
+
+
+def measure_zero_shot(clip: AltCLIP) -> dict:
+    """The 1,364 emoji, each in a scene of its own, among their 1,364 names."""
+    emoji = load_emoji()
+    scenes = [random_scene(55_555, n, (c,), pastel=0.5) for n, c in enumerate(emoji.characters)]
+    images = in_parts(clip.encode_image, [draw(scene, 64) for scene in scenes])
+    table = {}
+    for tag in LANGUAGES:
+        texts = in_parts(clip.encode_text, [emoji.names[tag][c] for c in emoji.characters])
+        scores = images @ texts.T
+        ranks = (scores > scores.diagonal()[:, None]).sum(1).numpy()
+        table[tag] = figures(ranks)
+    return {"languages": table, **summary(table, "top1")}
+
+
+class Prompts:
+    """Ways to ask for an emoji in a language; None where the language has no such way."""
+
+    def __init__(self) -> None:
+        self.captions = Captions(load_emoji())
+
+    def generation(self, tag: str, character: str) -> str | None:
+        """The plain CLDR name."""
+        return self.captions.name(centred(character), tag)
+
+    def templates(self, tag: str, character: str) -> str | None:
+        """The name in the template that no training saw."""
+        return fill(TEMPLATES[tag][-1], self.captions.name(centred(character), tag))
+
+    def keywords(self, tag: str, character: str) -> str | None:
+        """A keyword that no training saw."""
+        words = set(self.captions.emoji.keywords[tag][character])
+        held = words.difference(self.captions.seen_keywords(tag, character))
+        return min(held) if held else None
+
+    def seen(self, tag: str, character: str) -> bool:
+        return not self.captions.unseen_name(tag, character)
+
+
+def run(arguments: argparse.Namespace) -> dict:
+    started, prompts = time.perf_counter(), Prompts()
+    report: dict = {"command": " ".join(["python -m bench.quality", *sys.argv[1:]])}
+    pipeline = AltDiffusionPipeline.from_pretrained(arguments.model)
+    pipeline.set_progress_bar_config(disable=True)
+    judge, clip = Judge(), AltCLIP.from_pretrained(arguments.model)
+    measures = {
+        "judge": lambda: measure_judge(pipeline, judge),
+        "generation": lambda: measure_generation(
+            pipeline, judge, arguments, prompts.generation, prompts.seen
+        ),
+        "templates": lambda: measure_generation(pipeline, judge, arguments, prompts.templates, prompts.seen),
+        "keywords": lambda: measure_generation(pipeline, judge, arguments, prompts.keywords, prompts.seen),
+        "retrieval": lambda: measure_retrieval(clip, arguments.scenes),
+        "zero-shot": lambda: measure_zero_shot(clip),
+    }
+    for part in arguments.parts:
+        report[part] = measures[part]()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    report["made with"] = {
+        "commit": commit.stdout.strip(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} CPU threads",
+        "torch": version("torch"),
+        "diffusers": version("diffusers"),
+        "minutes": round((time.perf_counter() - started) / 60, 1),
+    }
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default=None, help="model folder; the bundled model when left out")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=["judge", "generation", "retrieval", "zero-shot"]
+    )
+    parser.add_argument("--languages", nargs="+", choices=list(LANGUAGES), default=list(LANGUAGES))
+    parser.add_argument("--emoji", type=int, default=200, help="emoji per language")
+    parser.add_argument("--scenes", type=int, default=1000)
+    parser.add_argument("-o", "--output", type=Path, help="report as JSON")
+    parser.add_argument(
+        "--write", action="store_true", help="into the model card, emoji.json and docs/results.md"
+    )
+    arguments = parser.parse_args()
+    report = run(arguments)
+    print(json.dumps(report, ensure_ascii=False, indent=1))
+    if arguments.output:
+        arguments.output.write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    if arguments.write:
+        publish(report)
+
+
+if __name__ == "__main__":
+    main()
