@@ -113,7 +113,9 @@ class Distillation(nn.Module):
         if new:
             teacher, tokenizer = self.frozen
             teacher.to(self.student.device)
-            tokens = tokenizer(new, padding=True, truncation=True, return_tensors="pt").to(self.student.device)
+            tokens = tokenizer(new, padding=True, truncation=True, return_tensors="pt").to(
+                self.student.device
+            )
             pooled = teacher(tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output.float()
             self.targets.update(zip(new, pooled, strict=True))
         return torch.stack([self.targets[text] for text in english])

@@ -4,22 +4,35 @@
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 python=${PYTHON:-python}
-recipe() { echo "training/recipes/emoji/$1.yaml"; }
 export OMP_NUM_THREADS=1
 
-# Two chains that need nothing of each other, one core each.
-"$python" -m training.autoencoder --config "$(recipe autoencoder)" &
-"$python" -m training.contrast --config "$(recipe teacher)"
-"$python" -m training.distill --config "$(recipe distill)"
-"$python" -m training.contrast --config "$(recipe contrast)"
-wait %1
+stage() { # MODULE RECIPE: one stage, unless its result is there
+    if [ -e "runs/emoji/$2/model" ]; then
+        echo "$2: done before"
+    else
+        echo "$2"
+        "$python" -m "training.$1" --config "training/recipes/emoji/$2.yaml"
+    fi
+}
 
-# Two processes of one thread are faster on two cores than one process of two threads.
-two=("$python" -m torch.distributed.run --standalone --nproc-per-node 2)
-"${two[@]}" -m training.text_to_image --config "$(recipe unet)"
+# Two chains of one core each. Both need the teacher, and the UNet can start on English while the student still learns.
+pictures() { stage autoencoder autoencoder && stage autoencoder colours; }
+words() { stage contrast teacher && stage distill distill; }
+pictures &
+words
+wait $!
+stage text_to_image english_unet &
+stage distill distill_more
+stage contrast contrast
+wait $!
 
-# The order's own step, at small size: an English UNet, its tower swapped, keys and values aligned.
-"$python" -m training.text_to_image --config "$(recipe english_unet)"
-"$python" -m training.text_to_image --config "$(recipe concept_alignment)"
+# Two processes of one thread each are faster on two cores than one process of two threads.
+if [ ! -e runs/emoji/unet/model ]; then
+    "$python" -m torch.distributed.run --standalone --nproc-per-node 2 \
+        -m training.text_to_image --config training/recipes/emoji/unet.yaml
+fi
+
+# The papers' own step by itself: the tower of the English UNet is swapped, keys and values follow it.
+stage text_to_image concept_alignment
 
 "$python" -m training.package

@@ -1,0 +1,52 @@
+"""The judge of pictures: what it must not be fooled by."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bench.judge import Judge, descriptor, plain
+from bench.report import END, START, replace_section
+from training.emoji import Placed, Scene, draw, random_scene
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    return Judge()
+
+
+@pytest.mark.parametrize("width", [0.55, 0.7, 0.9])
+@pytest.mark.parametrize("ground", [(255, 255, 255), (230, 245, 210)])
+def test_place_size_and_ground_do_not_matter(judge, width, ground):
+    shift = (1 - width) / 2
+    scenes = [
+        Scene((Placed(c, 0.5 + shift * side, 0.5, width),), ground, ground)
+        for c in "🦞🍎🐧🚲"
+        for side in (-1, 1)
+    ]
+    ranks = judge.ranks([draw(scene, 64) for scene in scenes], [s.characters[0] for s in scenes])
+    assert (ranks == 0).all()
+
+
+def test_it_is_right_on_at_least_98_in_100_real_pictures(judge):
+    chosen = judge.characters[::7]
+    scenes = [plain(random_scene(7, n, (c,), pastel=0.5)) for n, c in enumerate(chosen)]
+    ranks = judge.ranks([draw(scene, 64) for scene in scenes], list(chosen))
+    assert (ranks == 0).mean() >= 0.98
+
+
+def test_noise_and_blank_pictures_are_not_the_wanted_emoji(judge):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    blank = Image.new("RGB", (64, 64), (200, 200, 200))
+    assert (judge.ranks([noise, blank], ["🦞", "🦞"]) > 0).all()
+    assert (descriptor(blank) == 1).all()
+
+
+def test_emoji_that_differ_in_size_alone_count_as_one(judge):
+    scene = Scene((Placed("◻", 0.5, 0.5, 0.85),))
+    assert judge.ranks([draw(scene, 64)], ["⬜"])[0] == 0
+
+
+def test_a_report_takes_the_place_of_the_last_one():
+    document = f"# Title\n\n{START}\nold\n{END}\n\nafter\n"
+    once = replace_section(document, "new\n")
+    assert once == f"# Title\n\n{START}\nnew\n{END}\n\nafter\n" and replace_section(once, "new\n") == once

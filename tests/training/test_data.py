@@ -1,0 +1,120 @@
+"""The small world: which emoji, which captions, what is held out."""
+
+import numpy as np
+import pytest
+
+from altdiffusion.languages import LANGUAGES
+from training.captions import TEMPLATES, Captions, fill, held_out_pair
+from training.emoji import centred, draw, held_out, load_emoji, pixels, random_scene
+from training.tokenizers import train_clip_tokenizer, train_xlmr_tokenizer
+
+
+@pytest.fixture(scope="module")
+def captions() -> Captions:
+    return Captions(load_emoji())
+
+
+def test_the_packages_hold_1364_emoji_with_a_name_in_all_languages(captions):
+    emoji = captions.emoji
+    assert len(emoji.characters) == 1364
+    assert set(emoji.covered) <= set(emoji.characters) and len(emoji.covered) >= 600
+    assert all(len(set(names.values())) == 1364 for names in emoji.names.values())
+    assert [emoji.names[tag]["🦞"] for tag in ("en", "zh", "th", "tr")] == [
+        "lobster",
+        "龙虾",
+        "กุ้งมังกร",
+        "ıstakoz",
+    ]
+
+
+def test_a_scene_is_a_function_of_seed_and_index():
+    choices = load_emoji().characters
+    first = random_scene(3, 5, choices, counts=(1, 2, 3, 4), pastel=0.5)
+    assert first == random_scene(3, 5, choices, counts=(1, 2, 3, 4), pastel=0.5)
+    assert first != random_scene(3, 6, choices, counts=(1, 2, 3, 4), pastel=0.5)
+    assert np.array_equal(np.asarray(draw(first, 64)), np.asarray(draw(first, 64)))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_the_emoji_of_a_scene_differ_and_lie_inside_it(count):
+    for index in range(50):
+        scene = random_scene(0, index, load_emoji().characters, counts=(count,))
+        assert len(set(scene.characters)) == count
+        for placed in scene.placed:
+            for centre in (placed.x, placed.y):
+                assert placed.width / 2 - 1e-9 <= centre <= 1 - placed.width / 2 + 1e-9
+
+
+def test_pixels_run_from_minus_one_to_one_and_white_is_one():
+    images = pixels([centred("🦞"), centred("🌕")], 32)
+    assert images.shape == (2, 3, 32, 32) and images.min() >= -1 and images.max() <= 1
+    assert (images[:, :, 0, 0] == 1).all()
+
+
+@pytest.mark.parametrize(
+    "tag, expected",
+    [
+        ("en", "lobster, cat, and red apple"),
+        ("zh", "龙虾、猫和红苹果"),
+        ("de", "Hummer, Katze und roter Apfel"),
+        ("ja", "ザリガニ、ネコ、赤リンゴ"),
+    ],
+)
+def test_lists_follow_the_languages_own_grammar(captions, tag, expected):
+    names = [captions.emoji.names[tag][c] for c in "🦞🐈🍎"]
+    assert captions.listing(tag, names) == expected
+
+
+def test_the_english_article_fits_the_name():
+    assert fill("a picture of {a}", "apple") == "a picture of an apple"
+    assert fill("{a}", "lobster") == "a lobster"
+    assert fill("{} emoji", "lobster") == "lobster emoji"
+
+
+def test_every_language_has_templates_that_take_a_name():
+    assert set(TEMPLATES) == set(LANGUAGES)
+    assert all("{}" in t or "{a}" in t for templates in TEMPLATES.values() for t in templates)
+
+
+def test_training_captions_never_hold_what_is_held_out(captions):
+    emoji = captions.emoji
+    for index in range(3000):
+        random = np.random.default_rng((0, index))
+        scene = random_scene(0, index, emoji.characters)
+        (character,) = scene.characters
+        tag = captions.random_language(random, scene.characters)
+        text = captions.caption(scene, tag, random)
+        assert not captions.unseen_name(tag, character)
+        assert text != fill(TEMPLATES[tag][-1], emoji.names[tag][character])
+        hidden = set(emoji.keywords[tag][character]) - set(captions.seen_keywords(tag, character))
+        assert text not in hidden
+
+
+def test_held_out_shares_are_near_what_they_say(captions):
+    emoji = captions.emoji
+    names = [captions.unseen_name(tag, c) for tag in LANGUAGES if tag != "en" for c in emoji.characters]
+    assert 0.015 < np.mean(names) < 0.025
+    assert not any(captions.unseen_name("en", c) for c in emoji.characters)
+    pairs = [held_out_pair((a, b)) for a, b in zip(emoji.characters, emoji.characters[7:], strict=False)]
+    assert 0.06 < np.mean(pairs) < 0.14
+    assert held_out_pair(("🦞", "🐈")) == held_out_pair(("🐈", "🦞"))
+    assert not held_out(0.0, "anything") and held_out(1.0, "anything")
+
+
+def test_the_student_tokenizer_has_xlmrs_ids_and_survives_saving(captions, tmp_path):
+    tokenizer = train_xlmr_tokenizer(captions.corpus(), 12000)
+    special = tokenizer.convert_tokens_to_ids(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    assert special == [0, 1, 2, 3, len(tokenizer) - 1]
+    tokenizer.save_pretrained(tmp_path)
+    again = type(tokenizer).from_pretrained(tmp_path)
+    for text in ("a Lobster", "กุ้งมังกร", "كركند", "झींगा मछली", "ＬＯＢＳＴＥＲ", "ıstakoz"):
+        ids = tokenizer(text).input_ids
+        assert again(text).input_ids == ids and ids[0] == 0 and ids[-1] == 2 and 3 not in ids
+    assert tokenizer("LOBSTER").input_ids == tokenizer("lobster").input_ids
+
+
+def test_in_the_teachers_tokenizer_only_the_last_token_is_the_end_of_text(captions):
+    tokenizer = train_clip_tokenizer(captions.corpus("en"), 2000)
+    for text in ("a lobster", "a cat, a dog, and an apple", "rock 'n' roll (live)!", "50% & more"):
+        ids = tokenizer(text).input_ids
+        assert ids[0] == 0 and ids[-1] == 1 and 1 not in ids[:-1]
