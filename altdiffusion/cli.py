@@ -118,10 +118,8 @@ def show(
         print(json.dumps(made, ensure_ascii=False))
         return
     versions = made.pop("versions", {})
-    for name, value in {
-        **made,
-        **{f"{package} version": number for package, number in versions.items()},
-    }.items():
+    made |= {f"{package} version": number for package, number in versions.items()}
+    for name, value in made.items():
         print(f"{name.replace('_', ' ')}: {value}")
 
 
@@ -184,8 +182,7 @@ def _model_facts(model: str | None, folder: Path) -> dict[str, Any]:
             shapes = [shape for file in files for shape in checkpoints.tensor_shapes(file).values()]
             parameters[name] = sum(map(math.prod, shapes))
             size += sum(file.stat().st_size for file in files)
-    card_file = folder / bundled.CARD
-    card = json.loads(card_file.read_text(encoding="utf-8")) if card_file.is_file() else {}
+    card = bundled.card(folder) if (folder / bundled.CARD).is_file() else {}
     return {
         "model": model or "bundled",
         "format": {"pipeline": "diffusers pipeline", "altclip": "transformers AltCLIP"}[kind],
@@ -230,10 +227,11 @@ def embed(
 
 def _check_embed_output(format_: str, output: str | None) -> None:
     if output is not None:
-        path = Path(output)
-        if path.exists() or not path.parent.is_dir():
-            cause = "exists" if path.exists() else "is in no folder that exists"
-            raise BadRequest(f"output: {shorten(output)} {cause}; allowed a new file")
+        from altdiffusion.images import destination
+
+        destination(str(Path(output).parent))
+        if Path(output).exists():
+            raise BadRequest(f"output: {shorten(output)} exists; allowed a new file")
     elif format_ != "jsonl" and sys.stdout.isatty():
         raise BadRequest(f"format: {format_!r} is not for a terminal; allowed with --output FILE or a pipe")
     if format_ == "parquet" and importlib.util.find_spec("pyarrow") is None:

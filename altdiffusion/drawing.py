@@ -1,5 +1,6 @@
 """What `altdiffusion generate` does: from flags and files to requests, and from pictures to files."""
 
+import hashlib
 import json
 import sys
 import warnings
@@ -39,6 +40,8 @@ def draw(
 ) -> None:
     """Checks all that can be, then loads the model, draws and saves. `flags` are fields of a request."""
     image = flags.get("image")
+    if image is not None:
+        open_image(image)
     made = None if repeat is None else _made(repeat, image)
     fields = _fields(made, image) | {name: text for name, text in flags.items() if text is not None}
     if size is not None:
@@ -49,8 +52,6 @@ def draw(
     else:
         requests = [GenerateRequest.from_text(**_with_prompt(prompt, fields)).with_seed()]
     folder, file = destination(output)
-    if image is not None:
-        open_image(image)
     pictures = _drawn(_model_of(made, model), requests, made)
     _save(pictures, folder, file, grid=grid, as_json=as_json)
 
@@ -59,6 +60,8 @@ def _made(picture: str, image: str | None) -> Provenance:
     made = read_provenance(picture, "from")
     if made.image and image is None:
         raise BadRequest(f"from: {shorten(picture)} was drawn from another picture; give that with --image")
+    if made.image and image and hashlib.sha256(Path(image).read_bytes()).hexdigest() != made.image:
+        warnings.warn(f"image: {shorten(image)} is not what that picture was drawn from", stacklevel=2)
     return made
 
 
@@ -66,19 +69,8 @@ def _fields(made: Provenance | None, image: str | None) -> dict[str, str]:
     """What a picture was made with, as texts, so that flags can be laid over it."""
     if made is None:
         return {}
-    names = [
-        "prompt",
-        "negative_prompt",
-        "seed",
-        "steps",
-        "guidance_scale",
-        "width",
-        "height",
-        "scheduler",
-        "language",
-    ]
-    names += ["strength"] if image is not None else []
-    return {name: str(value) for name in names if (value := getattr(made, name)) is not None}
+    left_out = {"image", "model", "fingerprint", "versions"} | ({"strength"} if image is None else set())
+    return {name: str(value) for name, value in made.to_dict().items() if name not in left_out}
 
 
 def _model_of(made: Provenance | None, model: str | None) -> str | None:
@@ -158,36 +150,38 @@ def _drawn(
 def _save(
     pictures: Iterable["Picture"], folder: Path, file: Path | None, *, grid: bool, as_json: bool
 ) -> None:
-    """Saves each picture as soon as it is there, and says where."""
+    """Saves the pictures of each request as soon as they are there, and says where."""
     from altdiffusion.grids import labelled_grid
 
     rows: dict[str, list[Any]] = {}
     saved: list[dict[str, Any]] = []
-    try:
-        for picture in pictures:
-            made = picture.provenance
-            prefix = f"{made.language}-" if grid else ""
-            name = f"{prefix}{file_stem(made.prompt)}-{made.seed}.png"
-            if file is not None:
-                name = f"{file.stem}-{made.language}{file.suffix}" if grid else file.name
-            path = save_numbered(picture.image, folder / name, made)
-            rows.setdefault(made.language or "", []).append(picture.image)
-            saved.append({"path": str(path), **made.to_dict()})
-            if picture.flagged:
-                note(f"{path}: the model's safety checker objects to this picture")
-            if not as_json:
-                say(str(path))
-                note(f"seed {made.seed}")
-        document: dict[str, Any] = {"pictures": saved}
-        if grid:
-            target = folder / (file.name if file else f"grid-{saved[0]['seed']}.png")
-            path = save_numbered(labelled_grid([(language(tag), row) for tag, row in rows.items()]), target)
-            document["grid"] = str(path)
-            if not as_json:
-                say(str(path))
-    except OSError as error:
-        raise BadRequest(
-            f"output: {shorten(str(folder))} cannot be written to ({error.strerror or error})"
-        ) from error
+    for picture in pictures:
+        made = picture.provenance
+        prefix = f"{made.language}-" if grid else ""
+        name = f"{prefix}{file_stem(made.prompt)}-{made.seed}.png"
+        if file is not None:
+            name = f"{file.stem}-{made.language}{file.suffix}" if grid else file.name
+        path = _save_one(picture.image, folder / name, made)
+        rows.setdefault(made.language or "", []).append(picture.image)
+        saved.append({"path": str(path), **made.to_dict()})
+        if picture.flagged:
+            note(f"{path}: the model's safety checker objects to this picture")
+        if not as_json:
+            say(str(path))
+            note(f"seed {made.seed}")
+    document: dict[str, Any] = {"pictures": saved}
+    if grid:
+        target = folder / (file.name if file else f"grid-{saved[0]['seed']}.png")
+        path = _save_one(labelled_grid([(language(tag), row) for tag, row in rows.items()]), target, None)
+        document["grid"] = str(path)
+        if not as_json:
+            say(str(path))
     if as_json:
-        print(json.dumps(document, ensure_ascii=False))
+        say(json.dumps(document, ensure_ascii=False))
+
+
+def _save_one(image: Any, path: Path, made: Provenance | None) -> Path:
+    try:
+        return save_numbered(image, path, made)
+    except OSError as error:  # the disk is full, or the folder went away meanwhile
+        raise BadRequest(f"output: {shorten(str(path))} was not saved ({error.strerror or error})") from error

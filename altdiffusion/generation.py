@@ -58,7 +58,7 @@ def generate(
     `on_step(done, of)` is called after every step; what it raises ends the drawing and is passed on.
     """
     request = complete(request, pipeline.generation_defaults)
-    start = request.image and open_image(request.image)
+    start = open_image(request.image) if request.image else None
     with _lock(pipeline):
         runner = _runner(pipeline, request)
         most = batch_size or _batch_size(runner, request)
@@ -82,6 +82,7 @@ def complete(request: GenerateRequest, defaults: Any) -> GenerateRequest:
     names = ("steps", "guidance_scale", "width", "height", "scheduler")
     open_fields = {name: getattr(defaults, name) for name in names if getattr(request, name) is None}
     request = request.model_copy(update=open_fields).with_seed()
+    assert request.steps is not None
     if request.image and int(request.steps * request.strength) < 1:
         raise BadRequest(
             f"strength: {request.strength} of {request.steps} steps leaves none to draw; "
@@ -109,7 +110,13 @@ def _runner(pipeline: Any, request: GenerateRequest) -> Any:
 def _batch_size(runner: Any, request: GenerateRequest) -> int:
     if runner.device.type == "cpu":
         return 1
-    return max(1, _BATCH_PIXELS // (request.width * request.height))
+    width, height = _size(request)
+    return max(1, _BATCH_PIXELS // (width * height))
+
+
+def _size(request: GenerateRequest) -> tuple[int, int]:
+    assert request.width is not None and request.height is not None
+    return request.width, request.height
 
 
 def _arguments(request: GenerateRequest, start: Image.Image | None) -> dict[str, Any]:
@@ -118,10 +125,10 @@ def _arguments(request: GenerateRequest, start: Image.Image | None) -> dict[str,
         "guidance_scale": request.guidance_scale,
         "output_type": "np",
     }
-    size = (request.width, request.height)
+    width, height = _size(request)
     if start is None:
-        return arguments | {"width": size[0], "height": size[1]}
-    fitted = ImageOps.fit(start, size, Image.Resampling.LANCZOS)
+        return arguments | {"width": width, "height": height}
+    fitted = ImageOps.fit(start, (width, height), Image.Resampling.LANCZOS)
     return arguments | {"image": fitted, "strength": request.strength}
 
 

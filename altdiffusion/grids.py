@@ -79,8 +79,14 @@ def _font(spoken: Language, size: int) -> ImageFont.FreeTypeFont | None:
     for name in (*_FONTS.get(spoken.tag, ()), *_ANY_FONTS):
         with contextlib.suppress(OSError):
             font = ImageFont.truetype(name, size)
-            blank = bytes(font.getmask("\U0010ffff"))
-            letters = spoken.endonym.replace(" ", "")
-            if all(bytes(font.getmask(letter)) != blank for letter in letters):
+            blank = _glyph(font, "\U0010ffff")
+            if all(_glyph(font, letter) != blank for letter in spoken.endonym.replace(" ", "")):
                 return font
     return None
+
+
+def _glyph(font: ImageFont.FreeTypeFont, letter: str) -> bytes:
+    """How the font draws a letter; those that it lacks all look alike."""
+    image = Image.new("L", (3 * int(font.size), 3 * int(font.size)))
+    ImageDraw.Draw(image).text((font.size, font.size), letter, 255, font)
+    return image.tobytes()

@@ -182,7 +182,7 @@ def _one_line(cls: type[BaseModel], make: Any) -> Any:
 def _describe(cls: type[BaseModel], error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0]) if first["loc"] else ""
-    if first["type"] == "value_error":
+    if first["type"] == "value_error" and "ctx" in first:
         return str(first["ctx"]["error"])
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, cls.model_fields, n=1)

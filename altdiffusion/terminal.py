@@ -18,7 +18,8 @@ _ADDRESSED = r"[a-z_]+: "  # what is meant for the user starts with the argument
 def run(parse: Callable[[Sequence[str]], Callable[[], None]], argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a name in a foreign encoding is no reason to stop
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name in a foreign encoding is no reason to stop
     for library in ("TRANSFORMERS", "DIFFUSERS"):  # their hints are for programmers, and read at import only
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     with warnings.catch_warnings():

@@ -30,7 +30,7 @@ FORBIDDEN = {
     "weights_only=False": re.compile(r"weights_only\s*=\s*False"),
     "trust_remote_code": re.compile(r"trust_remote_code"),
     "share=True": re.compile(r"\bshare\s*=\s*True"),
-    "strict=False": re.compile(r"\bstrict\s*=\s*False"),
+    "a state dict read loosely": re.compile(r"load_state_dict\([^\n]*strict\s*=\s*False"),
     "pickle.load": re.compile(r"\bpickle\.(loads?|Unpickler)\b|^\s*from pickle\b", re.MULTILINE),
     "torchvision": re.compile(r"^\s*(import|from) torchvision\b", re.MULTILINE),
 }

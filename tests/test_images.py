@@ -1,4 +1,4 @@
-"""Opening pictures of unknown origin; saving with how-it-was-made notes, safe names and nothing overwritten."""
+"""Opening pictures of unknown origin; saving with notes, safe names and nothing overwritten."""
 
 import io
 import os
@@ -190,7 +190,7 @@ def test_the_note_is_the_text_that_other_programs_read(tmp_path: Path):
 def test_a_foreign_note_is_read_as_far_as_it_goes():
     made = parse_parameters(
         "a cat\nin a hat\nNegative prompt: dog\nSteps: 30, Sampler: Euler a, Schedule type: Automatic, "
-        'CFG scale: 7, Seed: 5, Size: 512x768, Model hash: abc, Model: sd, Lora hashes: "x: 1, y: 2", Version: v1.9'
+        'CFG scale: 7, Seed: 5, Size: 512x768, Model hash: abc, Model: sd, Hashes: "x: 1, y: 2", Version: v1'
     )
     assert made == Provenance(
         "a cat in a hat", "dog", 5, 30, "euler-a", 7.0, 512, 768, model="sd", fingerprint="abc"
