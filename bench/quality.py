@@ -1,12 +1,11 @@
-"""What the bundled model is worth: pictures by a judge in pixel space, retrieval, zero-shot classification,
-per language.
+"""What the bundled model is worth: pictures by a judge in pixel space, retrieval, zero-shot classification.
 
-    python -m bench.quality                    # everything, 200 emoji x 18 languages: some 20 minutes on two
-    CPU cores python -m bench.quality --emoji 20 --parts generation python -m bench.quality --write
-    # also into the model card, emoji.json and docs/results.md
+    python -m bench.quality                                    everything; some 20 minutes on two CPU cores
+    python -m bench.quality --emoji 20 --parts generation      a quick look
+    python -m bench.quality --write                            also into the model card and docs/results.md
 
-Prompts of `generation` are plain CLDR names; those of a language that training never saw are counted apart
-(`unseen`). Fixed seeds: emoji number n of the sample is drawn with seed n in every language.
+Prompts of `generation` are plain CLDR names; names that training never saw in their language are counted
+apart (`unseen`). Seeds are fixed: prompt number n of the sample is drawn with seed n, in every language.
 """
 
 import argparse

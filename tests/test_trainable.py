@@ -44,5 +44,5 @@ def test_an_unknown_group_is_refused_with_the_choices(unet):
 
 
 def test_a_model_without_cross_attention_is_refused():
-    with pytest.raises(ValueError, match="^trainable: Linear has no parameters of the group 'kv'"):
+    with pytest.raises(ValueError, match=r"^trainable: Linear has no parameters of the group 'kv'"):
         select_parameters(torch.nn.Linear(2, 2), "kv")

@@ -34,7 +34,7 @@ class AutoencoderConfig:
     kl_weight: float = 1e-6
     """Weight of the KL term against the mean absolute error (latent diffusion's own)."""
     colour_weight: float = 0.0
-    """Weight of the error of hue, in blocks of 4x4 pixels: without it rare colours come out as common ones."""
+    """Weight of the error of hue, in blocks of 4x4 pixels; without it rare colours come out as common."""
     edge_weight: float = 0.5
     """Weight of the error of horizontal and vertical differences, which keeps outlines sharp."""
     optim: OptimConfig = field(default_factory=OptimConfig)

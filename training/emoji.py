@@ -203,9 +203,14 @@ def random_scene(
         placed.append(Placed(choices[character], float(x), float(y), float(width)))
     top = bottom = WHITE
     if random.random() < pastel:
-        top = tuple(int(v) for v in random.integers(190, 256, 3))
-        bottom = top if random.random() < 0.5 else tuple(int(v) for v in random.integers(190, 256, 3))
+        top = light_colour(random)
+        bottom = top if random.random() < 0.5 else light_colour(random)
     return Scene(tuple(placed), top, bottom)
+
+
+def light_colour(random: np.random.Generator) -> tuple[int, int, int]:
+    red, green, blue = random.integers(190, 256, 3).tolist()
+    return red, green, blue
 
 
 def centred(character: str) -> Scene:

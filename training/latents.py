@@ -1,6 +1,7 @@
 """Latents of pictures, computed once and kept on disk while autoencoder and pictures stay the same."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ def cached_latents(vae: AutoencoderKL, scenes: list[Scene], path: Path) -> Tenso
         parts.append(vae.encode(images).latent_dist.mean * vae.config.scaling_factor)
     latents = torch.cat(parts).contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".tmp")
+    aside = path.with_suffix(f".tmp-{os.getpid()}")  # several processes may come here at once
     save_file({"latents": latents}, aside, metadata={"key": key})
     aside.rename(path)
     return latents

@@ -39,9 +39,12 @@ PATIENCE_FOR_NANS = 5
 class StageConfig(Protocol):
     """The fields that `Run` reads; every stage's configuration has them."""
 
-    output_dir: Path
-    optim: OptimConfig
-    run: RunConfig
+    @property
+    def output_dir(self) -> Path: ...
+    @property
+    def optim(self) -> OptimConfig: ...
+    @property
+    def run(self) -> RunConfig: ...
 
 
 class StepSampler(Sampler[list[int]]):
@@ -53,6 +56,7 @@ class StepSampler(Sampler[list[int]]):
 
     def __init__(self, config: RunConfig, start: int, rank: int, processes: int, items: int | None) -> None:
         self.config, self.start, self.items = config, start, items
+        self.shuffled: tuple[int, np.ndarray] = (-1, np.empty(0))
         self.passes = config.gradient_accumulation_steps
         if config.batch_size % (self.passes * processes):
             raise ValueError(
@@ -75,13 +79,9 @@ class StepSampler(Sampler[list[int]]):
         if self.items is None:
             return number
         epoch, place = divmod(number, self.items)
-        return int(self.order(epoch)[place])
-
-    def order(self, epoch: int) -> np.ndarray:
-        if getattr(self, "_epoch", None) != epoch:
-            self._epoch = epoch
-            self._order = np.random.default_rng((self.config.seed, epoch)).permutation(self.items)
-        return self._order
+        if self.shuffled[0] != epoch:
+            self.shuffled = epoch, np.random.default_rng((self.config.seed, epoch)).permutation(self.items)
+        return int(self.shuffled[1][place])
 
 
 @dataclass
@@ -125,6 +125,8 @@ class Run:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         accelerator = Accelerator(
+            # Without an accelerator it has to be told, or it takes each process of torchrun for the only one.
+            cpu=not torch.accelerator.is_available(),
             mixed_precision=settings.mixed_precision,
             project_config=ProjectConfiguration(automatic_checkpoint_naming=False),
         )
@@ -234,7 +236,7 @@ class Run:
         if self.part:
             return
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.optim.max_grad_norm)
-        if torch.isfinite(norm):
+        if torch.isfinite(torch.as_tensor(norm)):
             self.optimizer.step()
             self.nans_in_a_row = 0
         else:
@@ -262,7 +264,7 @@ class Run:
     def log(self, **values: Tensor | float) -> None:
         """Collects figures; their means are written every `log_steps`."""
         for name, value in values.items():
-            self.records.setdefault(name, []).append(value if isinstance(value, float) else value.item())
+            self.records.setdefault(name, []).append(float(value))
 
     def write_metrics(self) -> None:
         now = time.perf_counter()
@@ -288,7 +290,10 @@ class Run:
         """One checkpoint, whole or not at all. The first of several processes seals what all have written."""
         settings = self.config.run
         if self.accelerator.num_processes == 1:
-            write = lambda stage: self.accelerator.save_state(str(stage))  # noqa: E731
+
+            def write(stage: Path) -> None:
+                self.accelerator.save_state(str(stage))
+
             save_checkpoint(
                 self.config.output_dir, self.progress.step, write, settings.checkpoints_total_limit
             )

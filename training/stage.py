@@ -13,6 +13,7 @@ from training.config import as_tree
 def run_stage(config: Any, train: Callable[[Any], None]) -> None:
     """Prints the resolved configuration and trains; with `dry_run` only prints."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # it names every file of every checkpoint
     if config.run.dry_run:
         print(yaml.safe_dump(as_tree(config), sort_keys=False, allow_unicode=True), end="")
         return

@@ -28,7 +28,8 @@ def train_xlmr_tokenizer(lines: Iterable[str], size: int, max_length: int = 77) 
             num_threads=1,
             minloglevel=2,
         )
-        model = sentencepiece_model_pb2.ModelProto()
+        # protobuf makes the class as the module is imported, where a type checker does not look
+        model = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
         model.ParseFromString(Path(folder, "unigram.model").read_bytes())
     pieces = [(p.piece, p.score) for p in model.pieces if p.type == p.NORMAL]
     special = [(name, 0.0) for name in ("<s>", "<pad>", "</s>", "<unk>")]
