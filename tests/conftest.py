@@ -6,12 +6,6 @@ from pathlib import Path
 import pytest
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    # diffusers' DPM-Solver and Euler schedulers hand tensors to numpy without a copy argument
-    ignored = "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-    config.addinivalue_line("filterwarnings", ignored)
-
-
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory) -> Path:
     """A tiny model folder that nobody changes."""

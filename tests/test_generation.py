@@ -14,9 +14,6 @@ from altdiffusion.pipelines import AltDiffusionPipeline
 from altdiffusion.requests import SCHEDULERS, BadRequest, GenerateRequest
 from tests.fakes import SENTENCES, tiny_pipeline_folder
 
-# Schedulers of diffusers hand torch tensors to numpy functions, which numpy 2 tells torch to do differently.
-pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning")
-
 
 @pytest.fixture
 def pipeline(shared_pipeline: AltDiffusionPipeline) -> AltDiffusionPipeline:

@@ -19,6 +19,17 @@ from training.stage import run_stage
 
 #: Shards stay below the size at which code hosts and reviewers begin to complain.
 SHARD_SIZE = "15MB"
+#: The stages that the model comes from, in the order of training.
+STAGES = (
+    "autoencoder",
+    "colours",
+    "teacher",
+    "distill",
+    "distill_more",
+    "contrast",
+    "english_unet",
+    "unet",
+)
 #: Texts of the licences that the pictures and names came under, as Debian ships them.
 LICENCES = {
     "LICENSE-font.txt": "/usr/share/doc/fonts-noto-color-emoji/copyright",
@@ -31,7 +42,7 @@ class PackageConfig:
     """Where the stages lie, and what a request that leaves it open is drawn with."""
 
     stages: Path = Path("runs/emoji")
-    """Folder of the stages: autoencoder, teacher, distill, contrast, unet."""
+    """Folder of the stages."""
     output: Path = bundled.FOLDER
     steps: int = 20
     guidance_scale: float = 3.0
@@ -55,6 +66,8 @@ def package(config: PackageConfig) -> None:
     (aside / "README.md").write_text(model_card(card), encoding="utf-8")
     for name, source in LICENCES.items():
         shutil.copyfile(source, aside / name)
+    for file in aside.rglob("*.safetensors"):
+        file.chmod(0o644)  # they come out for their owner alone, and whoever installs the package shall read them
     bundled.write_manifest(aside)
     replace_folder(aside, config.output)
 
@@ -75,7 +88,7 @@ def describe(config: PackageConfig, pipeline: StableDiffusionPipeline) -> dict:
     drawn = set(json.loads((config.stages / "unet/drawn.json").read_text(encoding="utf-8"))["covered"])
     recipe = {
         stage: yaml.safe_load((config.stages / stage / "config.yaml").read_text(encoding="utf-8"))
-        for stage in ("autoencoder", "teacher", "distill", "contrast", "unet")
+        for stage in STAGES
     }
     revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return {

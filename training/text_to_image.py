@@ -61,7 +61,7 @@ class TextToImageConfig:
     emoji: int = 0
     """Draw only the first so many of the covered emoji, spread evenly; 0 draws all of them."""
     variants: int = 8
-    """Pictures of each emoji, which differ in place and size."""
+    """Pictures of each emoji, which differ in place and size; a single one stands in the middle."""
     caption_dropout: float = 0.1
     """Share of captions replaced by the empty one, for classifier-free guidance."""
     prediction_type: Literal["epsilon", "v_prediction"] = "v_prediction"
@@ -103,8 +103,9 @@ def chosen_scenes(config: TextToImageConfig) -> list[Scene]:
         covered = tuple(
             covered[round(i * (len(covered) - 1) / (config.emoji - 1))] for i in range(config.emoji)
         )
+    spread = 0.3 if config.variants > 1 else 0.0
     return [
-        random_scene(config.run.seed, 1000 * ord(c) + n, (c,), spread=0.3)
+        random_scene(config.run.seed, 1000 * ord(c) + n, (c,), spread=spread)
         for c in covered
         for n in range(config.variants)
     ]

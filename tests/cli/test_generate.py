@@ -10,9 +10,6 @@ from altdiffusion.images import read_provenance
 from tests.cli.conftest import Run
 from tests.fakes import SENTENCES
 
-# Schedulers of diffusers hand torch tensors to numpy functions, which numpy 2 tells torch to do differently.
-pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning")
-
 
 def test_words_are_one_prompt_and_path_and_seed_are_printed(run: Run, tiny: tuple[str, ...], tmp_path: Path):
     code, out, err = run("generate", "a", "red", "lobster", "--seed", "7", *tiny)

@@ -12,9 +12,6 @@ from altdiffusion.images import save_png
 from altdiffusion.requests import Provenance
 from tests.cli.conftest import Run
 
-# Schedulers of diffusers hand torch tensors to numpy functions, which numpy 2 tells torch to do differently.
-pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning")
-
 
 @pytest.mark.parametrize("command", [[], ["generate"], ["embed"], ["info"], ["show"]], ids=" ".join)
 def test_every_command_has_help(run: Run, command: list[str]):

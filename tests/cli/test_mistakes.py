@@ -6,9 +6,6 @@ import pytest
 
 from tests.cli.conftest import Run
 
-# Schedulers of diffusers hand torch tensors to numpy functions, which numpy 2 tells torch to do differently.
-pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning")
-
 MISTAKES = [
     *[("size", ["--size", value]) for value in ("65", "0", "a", "100000", "64x65", "-64", "")],
     *[("steps", ["--steps", value]) for value in ("0", "-1", "1e9", "nan", "1001", "2.5", "")],

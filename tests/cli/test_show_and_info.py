@@ -3,14 +3,10 @@
 import json
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
 from tests.cli.conftest import Run
 from tests.fakes import COVERED, SENTENCES
-
-# Schedulers of diffusers hand torch tensors to numpy functions, which numpy 2 tells torch to do differently.
-pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning")
 
 
 def test_show_tells_how_a_picture_was_made(run: Run, tiny: tuple[str, ...]):
