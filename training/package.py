@@ -67,7 +67,7 @@ def package(config: PackageConfig) -> None:
     for name, source in LICENCES.items():
         shutil.copyfile(source, aside / name)
     for file in aside.rglob("*.safetensors"):
-        file.chmod(0o644)  # they come out for their owner alone, and whoever installs the package shall read them
+        file.chmod(0o644)  # they come out for their owner alone; whoever installs the package shall read them
     bundled.write_manifest(aside)
     replace_folder(aside, config.output)
 
