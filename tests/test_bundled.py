@@ -8,7 +8,6 @@ from altdiffusion.model import AltCLIP
 from altdiffusion.pipelines import AltDiffusionPipeline
 from tests.fakes import COVERED, SENTENCES
 
-needs_weights = pytest.mark.skipif(not bundled.exists(), reason="the bundled model is being trained")
 LIMIT = 64 * 2**20
 SHARD_LIMIT = 15 * 10**6
 
@@ -95,7 +94,6 @@ def test_a_damaged_card_is_named(stand_in, content):
         bundled.card()
 
 
-@needs_weights
 @pytest.mark.weights
 def test_the_bundled_model_is_whole_small_and_sharded():
     bundled.verify()
@@ -106,7 +104,6 @@ def test_the_bundled_model_is_whole_small_and_sharded():
     assert (bundled.FOLDER / "README.md").is_file()
 
 
-@needs_weights
 @pytest.mark.weights
 def test_the_bundled_model_knows_all_languages_and_at_least_600_emoji():
     card = bundled.card()
@@ -115,9 +112,11 @@ def test_the_bundled_model_knows_all_languages_and_at_least_600_emoji():
     assert card["recipe"] and card["commit"] and card["figures"]
 
 
-@needs_weights
 @pytest.mark.weights
-def test_the_bundled_tokenizer_knows_every_script():
+def test_the_bundled_tokenizer_knows_97_in_100_names_of_every_language():
+    from training.emoji import load_emoji
+
     tokenizer = AltCLIP.from_pretrained().tokenizer
-    unknown = {tag: tokenizer.unk_token_id in tokenizer(text).input_ids for tag, text in SENTENCES.items()}
-    assert not any(unknown.values()), unknown
+    for tag, names in load_emoji().names.items():
+        rows = tokenizer(list(names.values())).input_ids
+        assert sum(tokenizer.unk_token_id in row for row in rows) < 3 * len(rows) / 100, tag
