@@ -1,6 +1,9 @@
 """The chain at toy size: every stage trains, resumes, and leaves a folder that stock libraries open."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ from transformers import AltCLIPModel, CLIPModel
 
 from altdiffusion.trainable import select_parameters
 from training import autoencoder, contrast, distill, text_to_image
-from training.config import parse
+from training.config import parse, save
 
 RUN = ["--run.batch-size", "4", "--run.threads", "1", "--run.log-steps", "1", "--optim.warmup-steps", "0"]
 
@@ -119,6 +122,24 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(chain, cut):
         for name in ("whole", "cut")
     ]
     assert losses[0] == losses[1]
+
+
+def test_two_processes_train_as_one_with_the_same_batch(chain):
+    text_to_image.train(text_config(chain, "one", 3))
+    config = text_config(chain, "two", 3)
+    save(config, chain / "two.yaml")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    stage = ["-m", "training.text_to_image", "--config", str(chain / "two.yaml")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, *stage], capture_output=True, text=True, env=environment, timeout=250)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (
+        UNet2DConditionModel.from_pretrained(chain / f"{name}/model/unet").state_dict()
+        for name in ("one", "two")
+    )
+    for name in one:  # the mean over the batch is summed in another order
+        assert_close(two[name], one[name], rtol=0, atol=1e-5, msg=name)
+    assert len((chain / "two/metrics.jsonl").read_text().splitlines()) == 3
 
 
 def test_a_text_tower_of_another_width_is_refused_by_name(chain):
