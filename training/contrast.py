@@ -151,7 +151,8 @@ def build_clip(config: ContrastConfig, vocabulary: int) -> CLIPModel:
 def build(config: ContrastConfig):
     """Model and tokenizer: those of `config.model`, or new ones."""
     if config.model is not None:
-        return AltCLIPModel.from_pretrained(config.model), AutoTokenizer.from_pretrained(config.model)
+        clip = AltCLIPModel.from_pretrained(config.model, dtype=torch.float32)
+        return clip, AutoTokenizer.from_pretrained(config.model)
     tokenizer = train_clip_tokenizer(
         Captions(load_emoji()).corpus(*config.languages), config.towers.vocab_size
     )

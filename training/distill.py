@@ -153,10 +153,10 @@ def build_student(config: StudentConfig, vocabulary: int, teacher: CLIPModel) ->
 
 def train(config: DistillConfig) -> None:
     torch.manual_seed(config.run.seed)
-    teacher = CLIPModel.from_pretrained(config.teacher)
+    teacher = CLIPModel.from_pretrained(config.teacher, dtype=torch.float32)
     if config.model is not None:
         student, tokenizer = (
-            AltCLIPModel.from_pretrained(config.model).text_model,
+            AltCLIPModel.from_pretrained(config.model, dtype=torch.float32).text_model,
             AutoTokenizer.from_pretrained(config.model),
         )
     else:

@@ -116,7 +116,9 @@ class TextTower:
 
     def __init__(self, folder: Path) -> None:
         self.multilingual = AutoConfig.from_pretrained(folder).model_type == "altclip"
-        model = (AltCLIPModel if self.multilingual else CLIPModel).from_pretrained(folder)
+        model = (AltCLIPModel if self.multilingual else CLIPModel).from_pretrained(
+            folder, dtype=torch.float32
+        )
         self.model = model.text_model.eval().requires_grad_(False)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.width = self.encode([""]).shape[-1]
