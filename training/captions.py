@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 
 from altdiffusion.languages import LANGUAGES
-from training.emoji import Emoji, Scene, held_out
+from training.emoji import Emoji, Scene, held_out, random_scene
 
 #: Shares that no training sees. English names are all seen: the teacher knows no other language.
 HELD_OUT_NAMES, HELD_OUT_KEYWORDS, HELD_OUT_PAIRS = 0.02, 0.1, 0.1
@@ -47,10 +47,17 @@ class Captions:
         self.emoji = emoji
         self.tags = tuple(LANGUAGES)
 
-    def random_language(self, random: np.random.Generator, characters: tuple[str, ...]) -> str:
-        """One of the languages, English twice as likely, and in place of a language with a held-out name."""
+    def random_language(
+        self, random: np.random.Generator, characters: tuple[str, ...], allowed: tuple[str, ...] = ()
+    ) -> str:
+        """One of the allowed languages (none named: all of them, English twice as likely).
+
+        English stands in for a language in which one of the names is held out, allowed or not.
+        """
         number = int(random.integers(len(self.tags) + 1))
         tag = "en" if number == len(self.tags) else self.tags[number]
+        if allowed and tag not in allowed:
+            tag = allowed[number % len(allowed)]
         return "en" if any(self.unseen_name(tag, c) for c in characters) else tag
 
     def unseen_name(self, tag: str, character: str) -> bool:
@@ -81,11 +88,11 @@ class Captions:
         """The names joined by the language's own list pattern (Unicode TR35, part 2, list patterns)."""
         patterns = self.emoji.list_patterns[tag]
         if len(names) <= 2:
-            return names[0] if len(names) == 1 else join(patterns["2"], *names)
-        joined = join(patterns["end"], *names[-2:])
+            return names[0] if len(names) == 1 else patterns["2"].format(*names)
+        joined = patterns["end"].format(*names[-2:])
         for name in reversed(names[1:-2]):
-            joined = join(patterns["middle"], name, joined)
-        return join(patterns["start"], names[0], joined)
+            joined = patterns["middle"].format(name, joined)
+        return patterns["start"].format(names[0], joined)
 
     def corpus(self, *tags: str) -> list[str]:
         """Every name, keyword and training template of these languages: what the tokenizers learn from."""
@@ -98,14 +105,18 @@ class Captions:
         return [line for line in (unicodedata.normalize("NFC", line).strip() for line in lines) if line]
 
 
-def join(pattern: str, first: str, second: str) -> str:
-    return pattern.replace("{0}", first, 1).replace("{1}", second, 1) if "{0}" in pattern else pattern
-
-
 def fill(template: str, name: str) -> str:
     """`{}` takes the name, `{a}` the name behind the English indefinite article."""
     article = "an" if name[:1].lower() in set("aeiou") else "a"
     return template.replace("{a}", f"{article} {name}").replace("{}", name)
+
+
+def training_scene(
+    seed: int, index: int, characters: tuple[str, ...], counts: tuple[int, ...], pastel: float = 0.0
+) -> Scene:
+    """As `random_scene`, with a single emoji in the place of a scene that holds a held-out pair."""
+    scene = random_scene(seed, index, characters, counts=counts, pastel=pastel)
+    return random_scene(seed, index, characters, pastel=pastel) if held_out_pair(scene.characters) else scene
 
 
 def held_out_pair(characters: tuple[str, ...]) -> bool:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import AltCLIPModel, AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from altdiffusion.losses import contrastive_loss
-from training.captions import Captions, held_out_pair
+from training.captions import Captions, training_scene
 from training.config import OptimConfig, RunConfig, parse
-from training.emoji import load_emoji, pixels, random_scene
+from training.emoji import load_emoji, pixels
 from training.loop import Run
 from training.stage import run_stage
 from training.tokenizers import train_clip_tokenizer
@@ -69,15 +69,11 @@ class CaptionedScenes(torch.utils.data.Dataset):
         self.captions = Captions(self.emoji)
 
     def __getitem__(self, index: int):
-        scene = random_scene(
-            self.config.run.seed, index, self.emoji.characters, counts=self.config.counts, pastel=0.5
+        scene = training_scene(
+            self.config.run.seed, index, self.emoji.characters, self.config.counts, pastel=0.5
         )
-        if held_out_pair(scene.characters):
-            scene = random_scene(self.config.run.seed, index, self.emoji.characters, pastel=0.5)
         random = np.random.default_rng((self.config.run.seed, index, 1))
-        tag = self.captions.random_language(random, scene.characters)
-        if self.config.languages and tag not in self.config.languages:
-            tag = self.config.languages[index % len(self.config.languages)]
+        tag = self.captions.random_language(random, scene.characters, self.config.languages)
         return scene, self.captions.caption(scene, tag, random)
 
     def collate(self, items: list) -> dict[str, Tensor]:

@@ -26,9 +26,9 @@ from transformers import (
 from altdiffusion.conditioning import encode_trimmed
 from altdiffusion.languages import LANGUAGES
 from altdiffusion.losses import distillation_loss
-from training.captions import Captions, held_out_pair
+from training.captions import Captions, training_scene
 from training.config import OptimConfig, RunConfig, parse
-from training.emoji import centred, load_emoji, random_scene
+from training.emoji import centred, load_emoji
 from training.loop import Run
 from training.stage import run_stage
 from training.tokenizers import train_xlmr_tokenizer
@@ -79,9 +79,7 @@ class ParallelCaptions(torch.utils.data.Dataset):
         self.captions = Captions(self.emoji)
 
     def __getitem__(self, index: int) -> tuple[str, str]:
-        scene = random_scene(self.seed, index, self.emoji.characters, counts=self.counts)
-        if held_out_pair(scene.characters):
-            scene = random_scene(self.seed, index, self.emoji.characters)
+        scene = training_scene(self.seed, index, self.emoji.characters, self.counts)
         random = np.random.default_rng((self.seed, index, 2))
         tag = self.captions.random_language(random, scene.characters)
         return self.captions.caption(scene, tag, random), self.captions.name(scene)

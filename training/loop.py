@@ -115,6 +115,8 @@ class Run:
     part: int = 0
     nans_in_a_row: int = 0
     stop_signal: int = 0
+    saved: int | None = None
+    """The step that the newest checkpoint holds."""
     records: dict[str, list[float]] = field(default_factory=dict)
     since: float = field(default_factory=time.perf_counter)
 
@@ -159,6 +161,7 @@ class Run:
         found = latest_checkpoint(self.config.output_dir)
         if found is not None:
             self.accelerator.load_state(str(found[0]))
+            self.saved = found[1]
             logger.info("resumed from %s", found[0])
 
     def note(self) -> None:
@@ -199,7 +202,7 @@ class Run:
                 self.save()
                 raise SystemExit(128 + self.stop_signal)
         bar.close()
-        if self.part == 0 and latest_step(self.config.output_dir) != self.progress.step:
+        if self.part == 0:
             self.save()
 
     def seed_step(self) -> None:
@@ -288,6 +291,9 @@ class Run:
 
     def save(self) -> None:
         """One checkpoint, whole or not at all. The first of several processes seals what all have written."""
+        if self.saved == self.progress.step:
+            return
+        self.saved = self.progress.step
         settings = self.config.run
         if self.accelerator.num_processes == 1:
 
@@ -317,11 +323,6 @@ class Run:
         if self.ema is not None:
             self.ema.copy_to(self.parameters)
         return self.accelerator.unwrap_model(self.model).eval()
-
-
-def latest_step(folder: Path) -> int | None:
-    found = latest_checkpoint(folder)
-    return found[1] if found else None
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

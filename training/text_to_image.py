@@ -85,9 +85,7 @@ class CaptionedLatents(torch.utils.data.Dataset):
         random = np.random.default_rng((self.config.run.seed, index, 3))
         number = int(random.integers(len(self.scenes)))
         scene = self.scenes[number]
-        tag = self.captions.random_language(random, scene.characters)
-        if self.config.languages and tag not in self.config.languages:
-            tag = self.config.languages[index % len(self.config.languages)]
+        tag = self.captions.random_language(random, scene.characters, self.config.languages)
         dropped = random.random() < self.config.caption_dropout
         return self.latents[number], "" if dropped else self.captions.caption(scene, tag, random)
 
