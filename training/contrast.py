@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AltCLIPModel, AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import AltCLIPModel, AutoModel, AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from altdiffusion.losses import contrastive_loss
 from training.captions import Captions, training_scene
@@ -47,7 +47,7 @@ class ContrastConfig:
 
     output_dir: Path
     model: Path | None = None
-    """AltCLIP folder whose text tower is trained. None builds a CLIP from nothing."""
+    """AltCLIP folder whose text tower is trained, or CLIP folder that goes on whole. None: a new CLIP."""
     languages: tuple[str, ...] = ()
     """Caption languages; empty means all."""
     size: int = 64
@@ -147,7 +147,7 @@ def build_clip(config: ContrastConfig, vocabulary: int) -> CLIPModel:
 def build(config: ContrastConfig):
     """Model and tokenizer: those of `config.model`, or new ones."""
     if config.model is not None:
-        clip = AltCLIPModel.from_pretrained(config.model, dtype=torch.float32)
+        clip = AutoModel.from_pretrained(config.model, dtype=torch.float32)
         return clip, AutoTokenizer.from_pretrained(config.model)
     tokenizer = train_clip_tokenizer(
         Captions(load_emoji()).corpus(*config.languages), config.towers.vocab_size
@@ -158,7 +158,7 @@ def build(config: ContrastConfig):
 def train(config: ContrastConfig) -> None:
     torch.manual_seed(config.run.seed)
     clip, tokenizer = build(config)
-    run = Run.start(config, Contrast(clip, locked=config.model is not None))
+    run = Run.start(config, Contrast(clip, locked=isinstance(clip, AltCLIPModel)))
     if run.accelerator.num_processes > 1:
         raise ValueError(f"processes: {run.accelerator.num_processes}; this stage runs on one")
     for batch in run.batches(CaptionedScenes(config, tokenizer)):

@@ -64,6 +64,10 @@ class DistillConfig:
     """Emoji in a caption, drawn evenly from this list."""
     sequence_weight: float = 0.5
     """Weight of drawing every state of the student to the target, not the first alone."""
+    whiten: float | None = None
+    """Targets in coordinates in which the English names vary alike in all directions; the text projection
+    undoes it. A number is the floor, as a share of the mean power, that keeps silent directions silent. None:
+    as in the paper."""
     student: StudentConfig = field(default_factory=StudentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -90,16 +94,40 @@ class ParallelCaptions(torch.utils.data.Dataset):
         return list(texts), list(english)
 
 
+class Teacher:
+    """The frozen text tower of a CLIP with its tokenizer."""
+
+    def __init__(self, clip: CLIPModel, tokenizer) -> None:
+        self.tower, self.tokenizer = clip.text_model.eval().requires_grad_(False), tokenizer
+
+    @torch.no_grad()
+    def pooled(self, texts: list[str], device: torch.device | str = "cpu") -> Tensor:
+        """(texts, dim): the states that its text projection takes."""
+        tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(device)
+        tower = self.tower.to(device)
+        return tower(tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output.float()
+
+
+def whitening(states: Tensor, floor: float) -> Tensor:
+    """Symmetric (dim, dim) change of coordinates after which `states` have the same power in all directions.
+
+    `floor`, a share of the mean power, is added to each: what hardly varies is not blown up.
+    """
+    power, directions = torch.linalg.eigh(states.double().T @ states.double() / len(states))
+    gain = (power.clamp(min=0) + floor * power.mean()).rsqrt()
+    return (directions * gain @ directions.T).float()
+
+
 class Distillation(nn.Module):
     """Student, frozen teacher and loss in one module."""
 
     def __init__(
-        self, student: AltCLIPTextModel, tokenizer, teacher: CLIPModel, teacher_tokenizer, weight: float
+        self, student: AltCLIPTextModel, tokenizer, teacher: "Teacher", change: Tensor, weight: float
     ) -> None:
         super().__init__()
-        self.student, self.tokenizer, self.weight = student, tokenizer, weight
+        self.student, self.tokenizer, self.weight, self.change = student, tokenizer, weight, change
         # Held outside the module tree: it has nothing to train, save or average.
-        self.frozen = (teacher.text_model.eval().requires_grad_(False), teacher_tokenizer)
+        self.frozen = (teacher,)
         self.targets: dict[str, Tensor] = {}
 
     @torch.no_grad()
@@ -109,13 +137,8 @@ class Distillation(nn.Module):
             self.targets.clear()
         new = [text for text in dict.fromkeys(english) if text not in self.targets]
         if new:
-            teacher, tokenizer = self.frozen
-            teacher.to(self.student.device)
-            tokens = tokenizer(new, padding=True, truncation=True, return_tensors="pt").to(
-                self.student.device
-            )
-            pooled = teacher(tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output.float()
-            self.targets.update(zip(new, pooled, strict=True))
+            pooled = self.frozen[0].pooled(new, self.student.device)
+            self.targets.update(zip(new, pooled @ self.change.to(pooled.device), strict=True))
         return torch.stack([self.targets[text] for text in english])
 
     def forward(self, texts: list[str], english: list[str]) -> Tensor:
@@ -160,8 +183,12 @@ def train(config: DistillConfig) -> None:
     else:
         tokenizer = train_xlmr_tokenizer(Captions(load_emoji()).corpus(), config.student.vocab_size)
         student = build_student(config.student, len(tokenizer), teacher)
-    teacher_tokenizer = AutoTokenizer.from_pretrained(config.teacher)
-    stage = Distillation(student, tokenizer, teacher, teacher_tokenizer, config.sequence_weight)
+    guide = Teacher(teacher, AutoTokenizer.from_pretrained(config.teacher))
+    change = torch.eye(teacher.config.text_config.hidden_size)
+    if config.whiten is not None:
+        emoji = load_emoji()
+        change = whitening(guide.pooled([emoji.names["en"][c] for c in emoji.characters]), config.whiten)
+    stage = Distillation(student, tokenizer, guide, change, config.sequence_weight)
     run = Run.start(config, stage)
     for texts, english in run.batches(ParallelCaptions(config.run.seed, config.counts)):
         with run.accelerator.autocast():
@@ -169,15 +196,18 @@ def train(config: DistillConfig) -> None:
         run.step(loss)
     if run.accelerator.is_main_process:
         student = run.trained().student
-        assemble(student, teacher).save_pretrained(config.output_dir / "model")
+        assemble(student, teacher, change).save_pretrained(config.output_dir / "model")
         tokenizer.save_pretrained(config.output_dir / "model")
         CLIPImageProcessor.from_pretrained(config.teacher).save_pretrained(config.output_dir / "model")
         figures = name_retrieval(student, tokenizer)
         (config.output_dir / "report.json").write_text(json.dumps(figures, indent=1))
 
 
-def assemble(student: AltCLIPTextModel, teacher: CLIPModel) -> AltCLIPModel:
-    """An AltCLIP of the student's text tower and the teacher's everything else."""
+def assemble(student: AltCLIPTextModel, teacher: CLIPModel, change: Tensor | None = None) -> AltCLIPModel:
+    """An AltCLIP of the student's text tower and the teacher's everything else.
+
+    `change` are the coordinates of the student's states; its inverse goes into the text projection.
+    """
     vision = teacher.config.vision_config.to_dict() | {"model_type": "altclip_vision_model"}
     altclip = AltCLIPModel(
         AltCLIPConfig(
@@ -190,6 +220,9 @@ def assemble(student: AltCLIPTextModel, teacher: CLIPModel) -> AltCLIPModel:
     altclip.vision_model.load_state_dict(teacher.vision_model.state_dict())
     for name in ("visual_projection", "text_projection"):
         getattr(altclip, name).load_state_dict(getattr(teacher, name).state_dict())
+    if change is not None:
+        projection = altclip.text_projection.weight
+        projection.data = (projection.double() @ torch.linalg.inv(change.double()).T).float()
     altclip.logit_scale.data.copy_(teacher.logit_scale.data)
     return altclip.eval()
 

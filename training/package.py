@@ -29,7 +29,13 @@ STAGES = (
     "contrast",
     "english_unet",
     "unet",
+    "teacher_more",
+    "distill_again",
+    "contrast_again",
+    "unet_again",
 )
+#: Those of them that ship: the UNet with its autoencoder, and both towers.
+UNET, TOWERS = "unet_again", "contrast_again"
 #: Texts of the licences that the pictures and names came under, as Debian ships them.
 LICENCES = {
     "LICENSE-font.txt": "/usr/share/doc/fonts-noto-color-emoji/copyright",
@@ -53,9 +59,9 @@ def package(config: PackageConfig) -> None:
     aside = config.output.with_name(f".tmp-{config.output.name}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    pipeline = StableDiffusionPipeline.from_pretrained(config.stages / "unet/model", dtype=torch.float16)
+    pipeline = StableDiffusionPipeline.from_pretrained(config.stages / UNET / "model", dtype=torch.float16)
     pipeline.save_pretrained(aside, max_shard_size=SHARD_SIZE)
-    altclip = config.stages / "contrast/model"
+    altclip = config.stages / TOWERS / "model"
     AltCLIPModel.from_pretrained(altclip, dtype=torch.float16).save_pretrained(
         aside / "altclip", max_shard_size=SHARD_SIZE
     )
@@ -85,7 +91,7 @@ def replace_folder(new: Path, old: Path) -> None:
 def describe(config: PackageConfig, pipeline: StableDiffusionPipeline) -> dict:
     """`emoji.json`: what the model draws and how, and the resolved recipe of every stage that made it."""
     size = pipeline.vae.config.sample_size
-    drawn = set(json.loads((config.stages / "unet/drawn.json").read_text(encoding="utf-8"))["covered"])
+    drawn = set(json.loads((config.stages / UNET / "drawn.json").read_text(encoding="utf-8"))["covered"])
     recipe = {
         stage: yaml.safe_load((config.stages / stage / "config.yaml").read_text(encoding="utf-8"))
         for stage in STAGES

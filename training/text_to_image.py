@@ -7,6 +7,7 @@ nothing.
 """
 
 import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -33,6 +34,9 @@ from training.emoji import Scene, load_emoji, random_scene
 from training.latents import cached_latents
 from training.loop import Run
 from training.stage import run_stage
+from training.swap import map_cross_attention
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,11 @@ class TextToImageConfig:
     prediction_type: Literal["epsilon", "v_prediction"] = "v_prediction"
     snr_gamma: float = 5.0
     """min-SNR weighting; 0 leaves the plain mean."""
+    timestep_bias: float = 0.0
+    """Timesteps t are drawn with a density like t to this power: 0 draws all alike, 1 mostly noisy ones."""
+    swapped_from: Path | None = None
+    """transformers folder of the tower that `unet` was trained on, where `text` is another one: keys and
+    values start with the least-squares map between the two."""
     architecture: UNetConfig = field(default_factory=UNetConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -156,6 +165,12 @@ def build_unet(config: TextToImageConfig, width: int, latents: Tensor) -> UNet2D
     )
 
 
+def swap_captions(config: TextToImageConfig) -> list[str]:
+    """What the two towers of a swap are compared on: the names of all emoji, and no text."""
+    emoji = load_emoji()
+    return ["", *(emoji.names[tag][c] for tag in config.languages or ("en",) for c in emoji.characters)]
+
+
 #: Stable Diffusion's noise schedule (Rombach et al. 2022, table 15; every checkpoint of this family has it).
 SCHEDULE = {
     "num_train_timesteps": 1000,
@@ -174,6 +189,12 @@ def train(config: TextToImageConfig) -> None:
     scenes = chosen_scenes(config)
     latents = cached_latents(vae, scenes, config.output_dir / "latents.safetensors")
     unet = build_unet(config, tower.width, latents)
+    if config.swapped_from is not None:
+        texts = swap_captions(config)
+        explained = map_cross_attention(
+            unet, TextTower(config.swapped_from).encode(texts), tower.encode(texts)
+        )
+        logger.info("the new tower's states explain %.1f %% of the old one's", 100 * explained)
     select_parameters(unet, config.trainable)
     schedule = DDPMScheduler(**SCHEDULE, prediction_type=config.prediction_type)
     run = Run.start(config, unet)
@@ -181,7 +202,8 @@ def train(config: TextToImageConfig) -> None:
     for clean, texts in run.batches(CaptionedLatents(config, latents, scenes)):
         clean = clean.to(run.accelerator.device)
         noise = run.noise(*clean.shape)
-        timesteps = (run.uniform(len(clean)) * schedule.config.num_train_timesteps).long()
+        uniform = run.uniform(len(clean)) ** (1 / (1 + config.timestep_bias))
+        timesteps = (uniform * schedule.config.num_train_timesteps).long()
         noisy = schedule.add_noise(clean, noise, timesteps)
         with run.accelerator.autocast():
             prediction = run.model(noisy, timesteps, tower.encode(texts)).sample

@@ -103,6 +103,27 @@ def test_a_locked_image_tower_stays_as_it_was(chain):
     assert not before.text_projection.weight.equal(after.text_projection.weight)
 
 
+def test_a_clip_of_ones_own_goes_on_with_both_towers(chain):
+    flags_ = flags(chain / "teacher-more", 2, "--model", str(chain / "teacher/model"), "--size", "32")
+    contrast.train(parse(contrast.ContrastConfig, [*flags_, "--languages", "en"]))
+    before, after = (
+        CLIPModel.from_pretrained(chain / name / "model") for name in ("teacher", "teacher-more")
+    )
+    for name in ("visual_projection", "text_projection"):
+        assert not getattr(before, name).weight.equal(getattr(after, name).weight)
+
+
+def test_a_unet_goes_on_with_another_tower(chain):
+    teacher = ["--teacher", str(chain / "teacher/model"), "--model", str(chain / "distill/model")]
+    distill.train(parse(distill.DistillConfig, flags(chain / "white", 1, *teacher, "--whiten", "0.01")))
+    swap = ["--swapped-from", str(chain / "distill/model"), "--timestep-bias", "1"]
+    config = text_config(
+        chain, "swapped", 1, "--unet", str(chain / "english/model/unet"), *swap, text="white"
+    )
+    text_to_image.train(config)
+    assert (chain / "swapped/model/model_index.json").is_file()
+
+
 @pytest.mark.parametrize("cut", [1, 2, 3])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(chain, cut):
     more = ("--run.ema-decay", "0.9", "--run.gradient-accumulation-steps", "2")
