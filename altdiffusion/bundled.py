@@ -57,7 +57,9 @@ def verify(folder: Path | None = None) -> None:
 def write_manifest(folder: Path) -> Path:
     """Lists the model's files in `folder` with their SHA-256, for `verify`, and no other files there."""
     folder = Path(folder)
-    tops = [file for pattern in ("*.json", "*.md", "LICENSE*") for file in folder.glob(pattern)]
+    tops = [
+        file for pattern in ("*.json", "*.md", "*.safetensors", "LICENSE*") for file in folder.glob(pattern)
+    ]
     parts = [part for part in folder.iterdir() if part.is_dir() and any(part.glob("*.json"))]
     files = sorted({*tops, *(file for part in parts for file in part.rglob("*"))})
     files = [file for file in files if file.is_file() and file != folder / MANIFEST]

@@ -1,9 +1,8 @@
-"""Model folders: found, checked, read strictly.
+"""Checkpoints found, checked and made into stock models, strictly.
 
-A folder is checked before anything heavy is imported or any weight is read: its kind, its parts, each
-file's length against its own header. Reading is strict: transformers and diffusers leave a tensor that they
-do not find at random values and print a report; here it is an error that names it. The only layout read is
-the one that we save (stock diffusers and transformers folders); each refusal starts with `model: `.
+What is found is told apart by `layouts` before anything heavy is imported or any weight is read. Making a
+model is strict: transformers and diffusers leave a tensor that they do not find at random values and print a
+report; here it is an error that names it. Each refusal starts with `model: `.
 """
 
 import contextlib
@@ -12,224 +11,232 @@ import hashlib
 import json
 import os
 import re
-import struct
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from altdiffusion import bundled
+from altdiffusion import bundled, layouts
+from altdiffusion.layouts import ALLOWED, Layout, Part, Source
+from altdiffusion.reading import check_tensors, check_tokenizer, one_line, read_folder, read_json, refusal
 
-#: Components of a pipeline folder, each with the classes that may stand in its model_index.json.
-PIPELINE_PARTS = {
-    "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL",),
-    "text_encoder": ("AltCLIPTextModel",),
-    "tokenizer": ("XLMRobertaTokenizer", "XLMRobertaTokenizerFast"),
-    "scheduler": None,  # any
-}
-_PIPELINE_CLASSES = (
-    "StableDiffusionPipeline",
-    "StableDiffusionImg2ImgPipeline",
-    "StableDiffusionInpaintPipeline",
+#: The published models condition on exactly so many tokens, whatever a tokenizer beside a single file says.
+_PROMPT_LENGTH = 77
+_TEXTS = (".json", ".md", ".model", ".txt", ".yaml")
+_WEIGHTS = re.compile(
+    r"(diffusion_pytorch_model|pytorch_model|model)(\.(?P<first>\w+))?(-\d+-of-\d+)?(\.(?P<last>\w+))?"
+    r"\.(?P<kind>safetensors|bin)"
 )
-_WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
-_PICKLES = ("diffusion_pytorch_model.bin", "pytorch_model.bin")
-_TOKENIZERS = ("tokenizer.json", "sentencepiece.bpe.model")
-
-#: Names on disk → names in memory: transformers 5 renames AltCLIP's layers in memory but not in its files.
-_RENAMES = {"AltCLIPModel": [(r"\.layer\.", ".layers.")]}
-#: Buffers that older versions saved and that are computed today.
-_COMPUTED = re.compile(r"embeddings\.position_ids$")
-#: safetensors' own limit; a longer header is a damaged or hostile file.
-_MAX_HEADER = 100_000_000
-_ALLOWED = "allowed: a model folder, a Hub name such as 'owner/model', or nothing for the bundled model"
-_HUB_FILES = ["*.json", "*.md", "*.model", "*.txt", "*/*.safetensors", "model*.safetensors", "*.bin"]
 
 
-def resolve(name_or_folder: str | os.PathLike | None = None, *, revision: str | None = None) -> Path:
-    """The checked folder of a model: the bundled one for None, a local folder, or a snapshot from the Hub."""
-    if name_or_folder is None:
+def resolve(
+    name: str | os.PathLike | None = None, *, revision: str | None = None, variant: str | None = None
+) -> Path:
+    """The checked path of a model: the bundled one for None, a folder, a file, or a snapshot from the Hub."""
+    return find(name, revision=revision, variant=variant).path
+
+
+def find(
+    name: str | os.PathLike | None = None, *, revision: str | None = None, variant: str | None = None
+) -> Layout:
+    """What `resolve` finds, and what it is."""
+    if name is None:
         if not bundled.exists():
-            raise _refusal(bundled.FOLDER, f"should hold the bundled model and does not; {_ALLOWED}")
-        check_folder(bundled.FOLDER)
+            raise refusal(bundled.FOLDER, f"should hold the bundled model and does not; {ALLOWED}")
+        layout = layouts.detect(bundled.FOLDER)
         _verify_bundled()
-        return bundled.FOLDER
-    if not isinstance(name_or_folder, str | os.PathLike):
-        raise TypeError(f"model: {name_or_folder!r:.80} is {type(name_or_folder).__name__}; {_ALLOWED}")
-    name = os.fspath(name_or_folder)
-    if not name or "\0" in name:
-        raise _refusal(name, f"is no name; {_ALLOWED}")
-    folder = Path(name).expanduser()
-    if not _exists(folder):
-        if isinstance(name_or_folder, Path) or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII):
-            raise _refusal(name, f"does not exist; {_ALLOWED}")
-        folder = _download(name, revision)
-    check_folder(folder)
-    return folder
+        return layout
+    return layouts.detect(locate(name, revision=revision, variant=variant))
 
 
-def kind_of(folder: Path) -> str:
-    """`pipeline` (draws), or `altclip` (encodes)."""
-    if (folder / "model_index.json").is_file():
-        return "pipeline"
-    if not (folder / "config.json").is_file():
-        raise _refusal(folder, f"is of another kind: no model_index.json, no config.json; {_ALLOWED}")
-    model_type = _read_json(folder / "config.json").get("model_type")
-    if model_type != "altclip":
-        raise _refusal(folder, f"is of another kind: {model_type!r:.80}; allowed: 'altclip', or a pipeline")
-    return "altclip"
+def locate(name: str | os.PathLike, *, revision: str | None = None, variant: str | None = None) -> Path:
+    """Where a model lies, whatever it is: a folder or file of this name, or a snapshot from the Hub."""
+    if not isinstance(name, str | os.PathLike):
+        raise TypeError(f"model: {name!r:.80} is {type(name).__name__}; {ALLOWED}")
+    text = os.fspath(name)
+    if not text or "\0" in text:
+        raise refusal(text, f"is no name; {ALLOWED}")
+    path = Path(text).expanduser()
+    if not _exists(path):
+        if isinstance(name, Path) or not is_hub_name(text):
+            raise refusal(text, f"does not exist; {ALLOWED}")
+        path = _download(text, revision, variant)
+    return path
 
 
-def check_folder(folder: Path) -> None:
-    """Refuses a folder that is empty, of another kind, incomplete or truncated. Reads headers only."""
-    if not folder.is_dir():
-        raise _refusal(folder, f"is a file; {_ALLOWED}")
-    if not any(folder.iterdir()):
-        raise _refusal(folder, f"is empty; {_ALLOWED}")
-    if kind_of(folder) == "altclip":
-        _check_altclip(folder)
-        return
-    index = _read_json(folder / "model_index.json")
-    class_name = index.get("_class_name")
-    if class_name not in _PIPELINE_CLASSES:
-        allowed = ", ".join(_PIPELINE_CLASSES)
-        raise _refusal(folder, f"is of another kind: {class_name!r:.80}; allowed: {allowed}")
-    for part, classes in PIPELINE_PARTS.items():
-        entry = index.get(part)
-        found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
-        if not isinstance(found, str) or (classes and found not in classes):
-            allowed = " or ".join(classes) if classes else "any scheduler"
-            raise _refusal(folder, f"is of another kind: its {part} is {found!r:.80}; allowed: {allowed}")
-    for part in ("unet", "vae", "text_encoder"):
-        _check_weights(folder / part)
-    _check_tokenizer(folder / "tokenizer")
-    _read_json(folder / "scheduler" / "scheduler_config.json")
-    if (folder / "altclip").is_dir():
-        _check_altclip(folder / "altclip")
+def is_hub_name(name: str) -> bool:
+    """`owner/model`, where nothing of that name lies here."""
+    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII)) and not _exists(Path(name))
 
 
-def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
-    """The files that hold a model's weights: one, or the shards of an index. safetensors go first."""
-    for name in (*_WEIGHTS, *_PICKLES):
-        stem, suffix = name.rsplit(".", 1)
-        index = folder / (f"{name}.index.{variant}.json" if variant else f"{name}.index.json")
-        if index.is_file():
-            shards = _read_json(index).get("weight_map")
-            if not isinstance(shards, dict) or any(Path(str(name)).name != name for name in shards.values()):
-                raise _refusal(index, "is damaged: it lists no files of its own folder")
-            return [folder / shard for shard in sorted(set(shards.values()))]
-        single = folder / (f"{stem}.{variant}.{suffix}" if variant else name)
-        if single.is_file():
-            return [single]
-    raise _refusal(folder, f"holds no weights; allowed: {', '.join((*_WEIGHTS, *_PICKLES))}")
-
-
-def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a safetensors file, from its header alone; a truncated file is refused."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = struct.unpack("<Q", stream.read(8).ljust(8, b"\0"))[0]
-        if size < 8 or length > min(_MAX_HEADER, size - 8):
-            raise _refusal(file, f"is truncated or no safetensors file ({size:,} bytes)")
-        try:
-            header = json.loads(stream.read(length))
-            header.pop("__metadata__", None)
-            end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-            shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-            raise _refusal(file, "is damaged: its header cannot be read") from None
-    if size != end:
-        raise _refusal(file, f"is truncated or damaged: {size:,} bytes, its header says {end:,}")
-    return shapes
-
-
-def read_tensors(path: Path) -> dict:
-    """Name → tensor of a weights file: safetensors, or a torch file read so that it cannot run code."""
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        tensor_shapes(path)
-        return load_file(path)
-    import torch
-
-    if not zipfile.is_zipfile(path):
-        raise _refusal(path, "is truncated or no torch file")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # torch raises half a dozen kinds for a file that is damaged or wants to run code
-        raise _refusal(path, f"cannot be read safely: {_one_line(error)}") from None
-
-
-def check_tensors(expected: Mapping, found: Mapping, where: str | os.PathLike = "weights") -> None:
-    """Both map names to tensors or shapes; one that is missing, misshapen or unexpected is named."""
-    expected = {name: _shape(value) for name, value in expected.items()}
-    found = {name: _shape(value) for name, value in found.items()}
-    common, missing = found.keys() & expected.keys(), expected.keys() - found.keys()
-    faults = [
-        f"tensor {name!r} has shape {found[name]}, expected {expected[name]}"
-        for name in sorted(common)
-        if found[name] != expected[name]
-    ]
-    faults += [f"tensor {name!r} is missing, expected shape {expected[name]}" for name in sorted(missing)]
-    faults += [
-        f"tensor {name!r} is unexpected, found shape {found[name]}"
-        for name in sorted(found.keys() - expected.keys())
-    ]
-    if faults:
-        more = f" (and {len(faults) - 1} more tensors do not fit)" if len(faults) > 1 else ""
-        raise _refusal(where, f"does not fit its config.json: {faults[0]}{more}")
-
-
-def load_strict(model_class, folder: Path, *, dtype=None, variant: str | None = None):
+def load_strict(model_class: Any, folder: Path, *, dtype: Any = None, variant: str | None = None) -> Any:
     """`model_class` with the folder's weights, in eval mode, float32 unless asked; every tensor must fit."""
+    folder = Path(folder)
+    tensors = {}
+    for name, value in read_folder(folder, variant).items():
+        name = re.sub(r"\.layer\.", ".layers.", name) if model_class.__name__ == "AltCLIPModel" else name
+        tensors[name] = value
+    return build(model_class, Part(read_json(folder / "config.json"), tensors), folder, dtype=dtype)
+
+
+def build(model_class: Any, part: Part, where: Path, *, dtype: Any = None) -> Any:
+    """The stock model of a part, in eval mode, float32 unless asked; every tensor must fit."""
+    return _filled(_checked(model_class, part, where), part, dtype)
+
+
+def _checked(model_class: Any, part: Part, where: Path) -> Any:
+    """The model without its weights, which fit it."""
     import torch
 
-    folder = Path(folder)
-    variant = variant or _only_variant(folder)
-    files = weight_files(folder, variant)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), quiet():
             if hasattr(model_class, "config_class"):
-                expected = model_class(model_class.config_class.from_pretrained(folder)).state_dict()
+                model = model_class(model_class.config_class.from_dict(part.config))
             else:
-                expected = model_class.from_config(model_class.load_config(folder)).state_dict()
+                model = model_class.from_config(part.config)
     except Exception as error:  # a config that is wrong in any field fails anywhere in the libraries
-        raise _refusal(
-            folder / "config.json", f"makes no {model_class.__name__}: {_one_line(error)}"
-        ) from None
-    found = {}
-    for file in files:
-        found |= tensor_shapes(file) if file.suffix == ".safetensors" else read_tensors(file)
-    check_tensors(expected, _in_memory(model_class, found, expected), folder)
-    with quiet():
-        model, report = model_class.from_pretrained(
-            str(folder),
-            dtype=dtype or torch.float32,
-            variant=variant,
-            local_files_only=True,
-            use_safetensors=files[0].suffix == ".safetensors",
-            output_loading_info=True,
-        )
-    left = {kind: names for kind, names in report.items() if names and kind != "unexpected_keys"}
-    if left:
-        raise _refusal(folder, f"did not load whole: {left!r:.300}")
+        file = where / "config.json" if where.is_dir() else where
+        raise refusal(file, f"makes no {model_class.__name__}: {one_line(error)}") from None
+    check_tensors(model.state_dict(), part.tensors, where)
+    return model
+
+
+def _filled(model: Any, part: Part, dtype: Any) -> Any:
+    """Weights are copies: the file that they are mapped from may be written again while they are in use."""
+    import torch
+
+    dtype = dtype or torch.float32
+    state = {
+        name: value.to(dtype if value.is_floating_point() else value.dtype, copy=True)
+        for name, value in part.tensors.items()
+    }
+    if hasattr(model, "config_class"):
+        with quiet():  # transformers computes the buffers that a model on `meta` lacks
+            model = type(model).from_pretrained(None, config=model.config, state_dict=state, dtype=dtype)
+    else:
+        model.load_state_dict(state, assign=True)
     return model.eval()
+
+
+def load_parts(
+    layout: Layout,
+    given: Mapping[str, Any],
+    *,
+    dtype: Any = None,
+    variant: str | None = None,
+    ema: bool | None = None,
+) -> dict[str, Any]:
+    """A pipeline's parts, except those `given`. `given["tokenizer"]` may be the folder of one.
+
+    Of a stock folder only what has weights and the tokenizer: diffusers finds the rest there itself.
+    """
+    if not layout.draws:
+        raise refusal(layout.path, "is an AltCLIP model; allowed: a model that draws")
+    parts, folder = dict(given), None
+    if isinstance(parts.get("tokenizer"), str | os.PathLike):
+        folder = Path(parts.pop("tokenizer"))
+    source = layouts.read(layout, ema=ema, tokenizer=folder, variant=variant)
+    checked: dict[str, Any] = {}
+    for name, kind in model_classes().items():
+        if name not in parts and name in source.parts:
+            where = layout.path / name if layout.path.is_dir() else layout.path
+            checked[name] = _checked(kind, source.parts[name], where)
+    models = parts | checked
+    tower, unet = models["text_encoder"], models["unet"]
+    if tower is not None and unet.config.cross_attention_dim != tower.config.project_dim:
+        raise refusal(
+            layout.path,
+            f"has a text encoder that gives {tower.config.project_dim} values a token; "
+            f"allowed by its UNet: {unet.config.cross_attention_dim}",
+        )
+    if "tokenizer" not in parts:
+        parts["tokenizer"] = _tokenizer(source, tower.config.vocab_size if tower is not None else None)
+    parts |= {name: _filled(model, source.parts[name], dtype) for name, model in checked.items()}
+    if layout.format != "stock pipeline":
+        parts = surroundings(source) | parts
+    return parts
+
+
+def load_altclip(
+    layout: Layout, *, dtype: Any = None, tokenizer: str | os.PathLike | None = None
+) -> dict[str, Any]:
+    """The arguments of `AltCLIP`: model, tokenizer, image processor, form, and m18's generation head."""
+    from transformers import AltCLIPModel, CLIPImageProcessorPil
+
+    where = layout.path / "altclip" if (layout.path / "altclip").is_dir() else layout.path
+    if tokenizer is None and where != layout.path:
+        tokenizer = where
+    source = layouts.read(layout, tokenizer=None if tokenizer is None else Path(tokenizer))
+    if "altclip" not in source.parts:
+        raise refusal(layout.path, "has no altclip folder and no vision tower; allowed: a model that has")
+    model = build(AltCLIPModel, source.parts["altclip"], where, dtype=dtype)
+    head = None
+    if layout.form == "m18" and "text_encoder" in source.parts:
+        tower = source.parts["text_encoder"].tensors
+        head = {kind: tower[f"transformation.{kind}"].clone() for kind in ("weight", "bias")}
+    return {
+        "model": model,
+        "tokenizer": _tokenizer(source, model.config.text_config.vocab_size),
+        "image_processor": CLIPImageProcessorPil.from_dict(source.processors["altclip"]),
+        "form": layout.form,
+        "generation_head": head,
+    }
+
+
+def model_classes() -> dict[str, Any]:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import AltCLIPTextModel, CLIPVisionModelWithProjection
+
+    return {
+        "unet": UNet2DConditionModel,
+        "vae": AutoencoderKL,
+        "text_encoder": AltCLIPTextModel,
+        "safety_checker": StableDiffusionSafetyChecker,
+        "image_encoder": CLIPVisionModelWithProjection,
+    }
+
+
+def surroundings(source: Source) -> dict[str, Any]:
+    """What a pipeline needs beside models, of a source that diffusers does not open itself."""
+    import diffusers
+    from transformers import CLIPImageProcessor
+
+    name = source.scheduler.get("_class_name")
+    kind = getattr(diffusers, str(name), None)
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+        raise refusal(source.layout.path, f"names the scheduler {name!r:.80}; allowed: one of diffusers'")
+    processor = source.processors.get("feature_extractor")
+    with quiet():
+        return {
+            "scheduler": kind.from_config(source.scheduler),
+            "feature_extractor": CLIPImageProcessor.from_dict(processor) if processor else None,
+            "safety_checker": None,
+            "image_encoder": None,
+            "requires_safety_checker": "safety_checker" in source.parts,
+        }
+
+
+def _tokenizer(source: Source, max_ids: int | None) -> Any:
+    path = source.layout.path
+    if source.tokenizer is None:
+        raise refusal(path, "brings no tokenizer; allowed: one in its folder, or tokenizer='FOLDER'")
+    tokenizer = load_tokenizer(source.tokenizer, max_ids)
+    if path.is_file() and source.layout.draws:
+        tokenizer.model_max_length = min(_PROMPT_LENGTH, tokenizer.model_max_length)
+    return tokenizer
 
 
 def load_tokenizer(folder: Path, max_ids: int | None = None):
     """The XLM-R tokenizer of a folder; without its file the class would silently know five tokens."""
     from transformers import XLMRobertaTokenizer
 
-    _check_tokenizer(folder)
+    check_tokenizer(folder)
     try:
         tokenizer = XLMRobertaTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # tokenizers raises bare Exception for a damaged file
-        raise _refusal(folder, f"holds a tokenizer that cannot be read: {_one_line(error)}") from None
+        raise refusal(folder, f"holds a tokenizer that cannot be read: {one_line(error)}") from None
     if max_ids is not None and len(tokenizer) > max_ids:
-        raise _refusal(folder, f"has {len(tokenizer)} ids; allowed by the text encoder: {max_ids}")
+        raise refusal(folder, f"has {len(tokenizer)} ids; allowed by the text encoder: {max_ids}")
     return tokenizer
 
 
@@ -270,9 +277,9 @@ def fingerprint(models: Iterable, texts: Iterable[str] = ()) -> str:
 def forget_paths(folder: Path) -> None:
     """Removes from the configs of a saved model the path that it was loaded from."""
     index = folder / "model_index.json"
-    parts = _read_json(index) if index.is_file() else {}
+    parts = read_json(index) if index.is_file() else {}
     for file in (index, folder / "config.json", *(folder / part / "config.json" for part in parts)):
-        content = _read_json(file) if file.is_file() else {}
+        content = read_json(file) if file.is_file() else {}
         if content.pop("_name_or_path", None) is not None:
             file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -303,92 +310,44 @@ def _verify_bundled() -> None:
     bundled.verify()
 
 
-def _check_altclip(folder: Path) -> None:
-    if kind_of(folder) != "altclip":
-        raise _refusal(folder, "is of another kind; allowed: an AltCLIP folder")
-    _check_weights(folder)
-    _check_tokenizer(folder)
-    _read_json(folder / "preprocessor_config.json")
-
-
-def _check_weights(folder: Path) -> None:
-    _read_json(folder / "config.json")
-    for file in weight_files(folder, _only_variant(folder)):
-        if not file.is_file():
-            raise _refusal(file, "is missing")
-        if file.suffix == ".safetensors":
-            tensor_shapes(file)
-        elif not zipfile.is_zipfile(file):
-            raise _refusal(file, "is truncated or no torch file")
-
-
-def _only_variant(folder: Path) -> str | None:
-    """`fp16` where a folder holds that variant alone (`model.fp16.safetensors`), else None."""
-    names = {file.name for file in folder.glob("*.*")}
-    if any(name in names or f"{name}.index.json" in names for name in (*_WEIGHTS, *_PICKLES)):
-        return None
-    variants = {name.split(".")[1] for name in names if re.fullmatch(r"\w+\.\w+\.safetensors", name)}
-    return min(variants, default=None)
-
-
-def _check_tokenizer(folder: Path) -> None:
-    files = [folder / name for name in _TOKENIZERS if (folder / name).is_file()]
-    if not files:
-        raise _refusal(folder, f"holds no tokenizer; allowed: {' or '.join(_TOKENIZERS)}")
-    if files[0].suffix == ".json":
-        _read_json(files[0])
-
-
-def _read_json(file: Path) -> dict:
+def _exists(path: Path) -> bool:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise _refusal(file, "is missing") from None
-    except (ValueError, RecursionError, OSError):
-        raise _refusal(file, "is truncated or damaged: not JSON") from None
-    if not isinstance(content, dict):
-        raise _refusal(file, "is damaged: not a JSON object")
-    return content
-
-
-def _in_memory(model_class, found: Mapping, expected: Mapping) -> dict:
-    """`found` under the names that the class uses in memory, without buffers that are computed today."""
-    renamed = {}
-    for name, value in found.items():
-        for pattern, replacement in _RENAMES.get(model_class.__name__, ()):
-            name = re.sub(pattern, replacement, name)
-        if name in expected or not _COMPUTED.search(name):
-            renamed[name] = value
-    return renamed
-
-
-def _shape(value) -> tuple[int, ...]:
-    return tuple(getattr(value, "shape", value))
-
-
-def _exists(folder: Path) -> bool:
-    try:
-        return folder.exists()
+        return path.exists()
     except OSError:  # a name longer than the file system takes
         return False
 
 
-def _download(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
+def wanted(files: Iterable[str], variant: str | None = None) -> list[str]:
+    """The files of a repository to download: texts, and each part's weights in one format and one variant.
+
+    Where there are neither parts nor a config.json, a single file.
+    """
+    paths = [PurePosixPath(file) for file in files]
+    texts = [path for path in paths if path.suffix in _TEXTS]
+    if not any(path.name in ("model_index.json", "config.json") for path in texts):
+        return [str(path) for path in paths if path in texts or path.suffix in (".ckpt", ".safetensors")]
+    parts: dict[PurePosixPath, dict[str | None, list[PurePosixPath]]] = {}
+    for path in paths:
+        if match := _WEIGHTS.fullmatch(path.name):
+            parts.setdefault(path.parent, {}).setdefault(match["first"] or match["last"], []).append(path)
+    chosen: list[PurePosixPath] = []
+    for variants in parts.values():
+        of = next(name for name in (variant, None, *variants) if name in variants)
+        tensors = [path for path in variants[of] if path.suffix == ".safetensors"]
+        chosen += tensors or variants[of]
+    return [str(path) for path in texts + chosen]
+
+
+def _download(name: str, revision: str | None, variant: str | None) -> Path:
+    """A snapshot from the Hub, or from its cache where the Hub cannot be reached."""
+    from huggingface_hub import HfApi, snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
-    except (OSError, HfHubHTTPError) as error:
-        reason = f"is no folder here, and the Hub gave nothing ({_one_line(error)})"
-        raise _refusal(name, f"{reason}; {_ALLOWED}") from None
-
-
-def _one_line(error: Exception) -> str:
-    return f"{' '.join(str(error).split()):.120}"
-
-
-def _refusal(where: str | os.PathLike, reason: str) -> ValueError:
-    """A path that is too long for the message keeps its end, which says more."""
-    name = os.fspath(where)
-    return ValueError(f"model: {name if len(name) <= 80 else '…' + name[-79:]!r} {reason}")
+        patterns = wanted(HfApi().list_repo_files(name, revision=revision), variant)
+    except OSError:
+        patterns = None  # offline: whatever the cache holds
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except OSError as error:
+        reason = f"is no folder here, and the Hub gave nothing ({one_line(error)})"
+        raise refusal(name, f"{reason}; {ALLOWED}") from None

@@ -1,9 +1,23 @@
 """Models shared by the tests. Heavy imports stay inside the fixtures: many tests need none of them."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--weights", type=Path, help="a folder of published models, for tests/weights")
+
+
+@pytest.fixture
+def weights(request: pytest.FixtureRequest) -> Path:
+    """The folder of published models; without it the tests that need them are skipped."""
+    folder = request.config.getoption("--weights")
+    if folder is None:
+        pytest.skip("needs --weights DIR, a folder of published models")
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +55,18 @@ def stock_pipeline(shared_folder):
         pipeline = DiffusionPipeline.from_pretrained(str(shared_folder))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory) -> Callable[[str, str], Path]:
+    """The path of a published checkpoint by layout and form, written once; nobody changes it."""
+    from tests.published import write
+
+    made: dict[tuple[str, str], Path] = {}
+
+    def path(format: str, form: str = "m9") -> Path:
+        if (format, form) not in made:
+            made[format, form] = write(format, tmp_path_factory.mktemp(f"{format}-{form}"), form)
+        return made[format, form]
+
+    return path

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
     DPMSolverMultistepScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
@@ -143,9 +144,10 @@ def tiny_image_processor() -> CLIPImageProcessor:
     return CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
 
 
-def tiny_unet(cross_attention_dim: int = 32) -> UNet2DConditionModel:
+def tiny_unet(cross_attention_dim: int = 32, in_channels: int = 4) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=16,
+        in_channels=in_channels,
         block_out_channels=(16, 32),
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -154,6 +156,17 @@ def tiny_unet(cross_attention_dim: int = 32) -> UNet2DConditionModel:
         norm_num_groups=8,
         cross_attention_dim=cross_attention_dim,
     ).eval()
+
+
+def tiny_controlnet(unet: UNet2DConditionModel, seed: int = 0) -> ControlNetModel:
+    """A ControlNet with something to say: a fresh one is silent until it is trained."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8, 16))
+        for layer in (*net.controlnet_down_blocks, net.controlnet_mid_block):
+            torch.nn.init.normal_(layer.weight, std=0.3)
+        torch.nn.init.normal_(net.controlnet_cond_embedding.conv_out.weight, std=1.0)
+    return net.eval()
 
 
 def tiny_vae() -> AutoencoderKL:
