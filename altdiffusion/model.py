@@ -11,8 +11,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AltCLIPModel, CLIPImageProcessorPil, XLMRobertaTokenizer
+from transformers.activations import ACT2FN
 
-from altdiffusion import bundled, checkpoints
+from altdiffusion import bundled, cards, checkpoints, towers
 from altdiffusion.conditioning import as_texts, tokenize, tower_length
 from altdiffusion.images import _rgb
 from altdiffusion.runtime import choose_device, choose_dtype
@@ -27,17 +28,37 @@ _ALLOWED_IMAGES = "allowed: PIL pictures (open files with altdiffusion.images.op
 #: Beyond this a picture is cropped first: resized by its short side, one of 30000 x 1 would take gigabytes.
 _MAX_ASPECT = 8
 _BATCH = 64
+#: The published activation, and the one that the vision tower of m18 was trained with elsewhere.
+_VISION_ACTS = ("quick_gelu", "gelu")
 
 
 class AltCLIP:
-    """A text tower for 18 languages and an image tower that agree on what things are."""
+    """A text tower for 18 languages and an image tower that agree on what things are.
+
+    `form` says how the text tower conditions a UNet (towers.py). `generation_head` is m18's: the weight and
+    bias of `transformation_pre`, which transformers' class has no place for.
+    """
 
     def __init__(
-        self, model: AltCLIPModel, tokenizer: XLMRobertaTokenizer, image_processor: CLIPImageProcessorPil
+        self,
+        model: AltCLIPModel,
+        tokenizer: XLMRobertaTokenizer,
+        image_processor: CLIPImageProcessorPil,
+        *,
+        form: str | None = None,
+        generation_head: dict[str, Tensor] | None = None,
     ) -> None:
         self.model: Any = model.eval()  # its methods' annotations say less than they do
         self.tokenizer = tokenizer
         self.image_processor = image_processor
+        self.generation_head = generation_head and {
+            kind: tensor.to(self.device, self.dtype) for kind, tensor in generation_head.items()
+        }
+        config = self.model.config.text_config
+        found = towers.form_of(self.model.text_model.state_dict(), config.to_dict())
+        self.form = form or ("m18" if generation_head else found)
+        if self.form != found:  # written where a later reader could not tell it from the tensors
+            setattr(config, towers.FORM_FIELD, self.form)
         self._fingerprint: tuple[object, str] | None = None
 
     @classmethod
@@ -48,19 +69,26 @@ class AltCLIP:
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
         revision: str | None = None,
+        tokenizer: str | os.PathLike | None = None,
+        vision_act: str | None = None,
     ) -> "AltCLIP":
-        """The bundled model, an AltCLIP folder, a pipeline folder that holds one, or a Hub name."""
+        """The bundled model, a Hub name, or what holds an AltCLIP in a published layout (docs/weights.md).
+
+        `tokenizer` is the folder of one, for a checkpoint that brings none.
+        `vision_act` replaces the vision tower's activation. AltCLIP-m18 was published with "quick_gelu", the
+        ViT-H/14 that it was made from (OpenCLIP, laion2b_s32b_b79k) computes plain "gelu": try both where its
+        picture features disappoint. The default is what the model's own configuration says.
+        """
+        if vision_act is not None and vision_act not in _VISION_ACTS:
+            raise ValueError(f"vision_act: {vision_act!r:.80} is none; allowed: {', '.join(_VISION_ACTS)}")
         device = choose_device(device)
         dtype = choose_dtype(device, dtype)
-        folder = checkpoints.resolve(name_or_folder, revision=revision)
-        if checkpoints.kind_of(folder) == "pipeline":
-            if not (folder / "altclip").is_dir():
-                raise ValueError(f"model: {str(folder)!r:.80} has no altclip folder; allowed: one that has")
-            folder = folder / "altclip"
-        model = checkpoints.load_strict(AltCLIPModel, folder, dtype=dtype)
-        tokenizer = checkpoints.load_tokenizer(folder, model.config.text_config.vocab_size)
-        processor = CLIPImageProcessorPil.from_pretrained(str(folder), local_files_only=True)
-        return cls(model.to(device), tokenizer, processor)
+        found = checkpoints.find(name_or_folder, revision=revision)
+        parts = checkpoints.load_altclip(found, dtype=dtype, tokenizer=tokenizer)
+        if vision_act is not None:
+            _set_vision_act(parts["model"], vision_act)
+        parts["model"].to(device)
+        return cls(**parts)
 
     @torch.no_grad()
     def encode_text(self, text: Texts, normalize: bool = True) -> Float[Tensor, "batch dim"]:
@@ -96,12 +124,25 @@ class AltCLIP:
         return self.image_processor(pictures, return_tensors="pt").pixel_values
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """An AltCLIP folder that plain transformers opens."""
+        """An AltCLIP folder that plain transformers opens. m18's generation head goes in as published."""
+        state = None
+        if self.generation_head is not None:
+            head = {
+                f"text_model.transformation_pre.{k}": tensor for k, tensor in self.generation_head.items()
+            }
+            state = {**self.model.state_dict(), **head}
         with checkpoints.quiet():
-            self.model.save_pretrained(folder)
+            self.model.save_pretrained(folder, state_dict=state)
             self.tokenizer.save_pretrained(folder)
             self.image_processor.save_pretrained(folder)
         checkpoints.forget_paths(Path(folder))
+        readme = Path(folder) / "README.md"
+        if self.form != "own" and not readme.exists():
+            text_config = self.model.config.text_config.to_dict()
+            card = cards.card(
+                self.form, "an AltCLIP", draws=False, text_config=text_config, changes=cards.SAVED
+            )
+            readme.write_text(card, encoding="utf-8")
         bundled.write_manifest(Path(folder))
 
     @property
@@ -122,6 +163,8 @@ class AltCLIP:
         stamp = checkpoints.stamp(self.model)
         if self._fingerprint is None or self._fingerprint[0] != stamp:
             texts = [self.tokenizer.backend_tokenizer.to_str(), self.image_processor.to_json_string()]
+            act = self.model.config.vision_config.hidden_act
+            texts += [act] if act != _VISION_ACTS[0] else []
             self._fingerprint = stamp, checkpoints.fingerprint([self.model], texts)
         return self._fingerprint[1]
 
@@ -153,6 +196,12 @@ class AltCLIP:
         crop = self.image_processor.crop_size
         size = (crop["width"], crop["height"])
         return picture.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + short, top + short))
+
+
+def _set_vision_act(model: Any, act: str) -> None:
+    model.config.vision_config.hidden_act = act
+    for layer in model.vision_model.encoder.layers:
+        layer.mlp.activation_fn = ACT2FN[act]
 
 
 def _as_pictures(images: Pictures) -> list[Image.Image]:

@@ -6,10 +6,13 @@ import psutil
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch.testing import assert_close
+from transformers import AltCLIPModel
 
 from altdiffusion.model import AltCLIP
 from tests.fakes import SENTENCES
+from tests.published import write
 
 TEXTS = list(SENTENCES.values())
 
@@ -183,3 +186,48 @@ def test_bfloat16_is_close_to_float32(clip, shared_folder):
         half = AltCLIP.from_pretrained(shared_folder, device="cpu", dtype="bfloat16")
     assert half.dtype == torch.bfloat16
     assert (half.encode_text(TEXTS).float() * clip.encode_text(TEXTS)).sum(dim=-1).min() > 0.99
+
+
+def published(folder, form: str) -> AltCLIP:
+    return AltCLIP.from_pretrained(write("A", folder, form), device="cpu")
+
+
+@pytest.mark.parametrize("form", ["m9", "m18"])
+def test_the_form_and_the_generation_head_outlive_saving(tmp_path, form):
+    clip = published(tmp_path / "source", form)
+    assert clip.form == form
+    assert (clip.generation_head is None) is (form == "m9")
+    clip.save_pretrained(tmp_path / "saved")
+    again = AltCLIP.from_pretrained(tmp_path / "saved", device="cpu")
+    assert again.form == form
+    assert_close(again.generation_head, clip.generation_head, rtol=0, atol=0)
+    names = load_file(tmp_path / "saved/model.safetensors").keys()
+    assert ("text_model.transformation_pre.weight" in names) is (form == "m18")
+
+
+def test_our_own_model_has_the_stock_form_and_its_config_says_nothing_new(clip, tmp_path):
+    assert clip.form == "own"
+    clip.save_pretrained(tmp_path)
+    assert "conditioning_form" not in (tmp_path / "config.json").read_text(encoding="utf-8")
+
+
+def test_the_vision_activation_can_be_replaced_and_is_then_the_models_own(tmp_path):
+    folder = write("A", tmp_path / "source", "m18")
+    as_published = AltCLIP.from_pretrained(folder, device="cpu")
+    replaced = AltCLIP.from_pretrained(folder, device="cpu", vision_act="gelu")
+    assert not torch.allclose(
+        as_published.encode_image(picture(32, 32)), replaced.encode_image(picture(32, 32)), atol=1e-4
+    )
+    assert_close(as_published.encode_text("cat"), replaced.encode_text("cat"), rtol=0, atol=0)
+    assert as_published.fingerprint != replaced.fingerprint
+    replaced.save_pretrained(tmp_path / "saved")
+    again = AltCLIP.from_pretrained(tmp_path / "saved", device="cpu")
+    assert_close(again.encode_image(picture(32, 32)), replaced.encode_image(picture(32, 32)))
+    assert again.fingerprint == replaced.fingerprint
+    config = AltCLIPModel.from_pretrained(str(tmp_path / "saved")).config
+    assert config.vision_config.hidden_act == "gelu"
+
+
+def test_an_unknown_activation_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"^vision_act: 'relu' is none; allowed: quick_gelu, gelu$"):
+        AltCLIP.from_pretrained(vision_act="relu")

@@ -3,16 +3,19 @@
 Tolerance 1e-5 in float32: the text side differs by padding alone, the picture side not at all.
 """
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.testing import assert_close
-from transformers import AltCLIPModel, AutoTokenizer, CLIPImageProcessorPil
+from transformers import AltCLIPConfig, AltCLIPModel, AutoTokenizer, CLIPImageProcessorPil
 
 from altdiffusion.checkpoints import quiet
 from altdiffusion.model import AltCLIP
 from tests.fakes import SENTENCES
+from tests.published import write
 
 TEXTS = list(SENTENCES.values())
 SIZES = [(32, 32), (64, 48), (31, 57), (200, 30), (9, 70)]
@@ -62,3 +65,20 @@ def test_image_features_equal_the_stock_ones(clip, stock, pictures):
 def test_logits_equal_the_stock_ones(clip, stock, pictures):
     assert_close(clip.logits(TEXTS, pictures), stock[0].logits_per_text, rtol=0, atol=1e-4)
     assert stock[0].logits_per_text.abs().max() > 1  # at this scale 1e-4 is 1e-5 of the cosine
+
+
+@pytest.mark.parametrize("form", ["m9", "m18"])
+def test_a_published_altclip_gives_the_stock_features_and_logits(form, pictures, tmp_path):
+    folder = write("A", tmp_path, form)
+    clip = AltCLIP.from_pretrained(folder, device="cpu")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for partial in ("text_config_dict", "vision_config_dict"):  # transformers fills them up at full width
+        config.pop(partial, None)
+    with quiet():
+        model = AltCLIPModel.from_pretrained(str(folder), config=AltCLIPConfig(**config))
+    tokens = clip.tokenizer(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**tokens, pixel_values=clip.preprocess(pictures))
+    assert_close(clip.encode_text(TEXTS), expected.text_embeds, rtol=0, atol=1e-5)
+    assert_close(clip.encode_image(pictures), expected.image_embeds, rtol=0, atol=1e-5)
+    assert_close(clip.logits(TEXTS, pictures), expected.logits_per_text, rtol=0, atol=1e-4)
