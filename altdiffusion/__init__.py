@@ -14,7 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     __version__: str
+    from altdiffusion.compat import register
     from altdiffusion.generation import Picture, generate
+    from altdiffusion.guided import (
+        AltDiffusionControlNetImg2ImgPipeline,
+        AltDiffusionControlNetInpaintPipeline,
+        AltDiffusionControlNetPAGInpaintPipeline,
+        AltDiffusionControlNetPAGPipeline,
+        AltDiffusionControlNetPipeline,
+        AltDiffusionInpaintPipeline,
+        AltDiffusionPAGImg2ImgPipeline,
+        AltDiffusionPAGInpaintPipeline,
+        AltDiffusionPAGPipeline,
+    )
     from altdiffusion.images import open_image, read_provenance, save_png
     from altdiffusion.languages import LANGUAGES, Language
     from altdiffusion.model import AltCLIP
@@ -23,7 +35,16 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AltCLIP": "model",
+    "AltDiffusionControlNetImg2ImgPipeline": "guided",
+    "AltDiffusionControlNetInpaintPipeline": "guided",
+    "AltDiffusionControlNetPAGInpaintPipeline": "guided",
+    "AltDiffusionControlNetPAGPipeline": "guided",
+    "AltDiffusionControlNetPipeline": "guided",
     "AltDiffusionImg2ImgPipeline": "pipelines",
+    "AltDiffusionInpaintPipeline": "guided",
+    "AltDiffusionPAGImg2ImgPipeline": "guided",
+    "AltDiffusionPAGInpaintPipeline": "guided",
+    "AltDiffusionPAGPipeline": "guided",
     "AltDiffusionPipeline": "pipelines",
     "GenerateRequest": "requests",
     "LANGUAGES": "languages",
@@ -33,13 +54,23 @@ _HOMES = {
     "generate": "generation",
     "open_image": "images",
     "read_provenance": "images",
+    "register": "compat",
     "save_png": "images",
 }
 
 __all__ = [
     "LANGUAGES",
     "AltCLIP",
+    "AltDiffusionControlNetImg2ImgPipeline",
+    "AltDiffusionControlNetInpaintPipeline",
+    "AltDiffusionControlNetPAGInpaintPipeline",
+    "AltDiffusionControlNetPAGPipeline",
+    "AltDiffusionControlNetPipeline",
     "AltDiffusionImg2ImgPipeline",
+    "AltDiffusionInpaintPipeline",
+    "AltDiffusionPAGImg2ImgPipeline",
+    "AltDiffusionPAGInpaintPipeline",
+    "AltDiffusionPAGPipeline",
     "AltDiffusionPipeline",
     "GenerateRequest",
     "Language",
@@ -48,6 +79,7 @@ __all__ = [
     "generate",
     "open_image",
     "read_provenance",
+    "register",
     "save_png",
 ]
 

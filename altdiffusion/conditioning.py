@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from altdiffusion.checkpoints import stamp
@@ -49,8 +50,19 @@ def encode_prompts(
     depend on its neighbours, and guidance's empty prompt costs nothing after the first time.
     """
     rows = tokenize(tokenizer, prompts, min(max_length, tower_length(text_encoder)))
-    device = next(text_encoder.parameters()).device
-    if torch.is_grad_enabled() or text_encoder.training or device.type != "cpu":
+    return encode_rows(text_encoder, tokenizer, rows, max_length=max_length, clip_skip=clip_skip)
+
+
+def encode_rows(
+    text_encoder: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[list[int]],
+    *,
+    max_length: int = MAX_LENGTH,
+    clip_skip: int | None = None,
+) -> Float[Tensor, "batch tokens dim"]:
+    """As `encode_prompts`, for ids as `tokenize` gives them."""
+    if torch.is_grad_enabled() or text_encoder.training or _device(text_encoder).type != "cpu":
         states, _ = _encode(text_encoder, tokenizer, rows, max_length, clip_skip)
         return expand(states, max_length)
     remember = _memory(text_encoder)
@@ -144,7 +156,7 @@ def _encode(
     max_length: int,
     clip_skip: int | None,
 ) -> tuple[Float[Tensor, "batch tokens dim"], Int[Tensor, " batch"]]:
-    device = next(text_encoder.parameters()).device
+    device = _device(text_encoder)
     counts = torch.tensor([len(row) for row in rows])
     width = min(int(counts.max()) + 1, max_length)
     pad = tokenizer.pad_token_id
@@ -169,7 +181,28 @@ def _states(
     if not 0 <= clip_skip < layers:
         raise ValueError(f"clip_skip: {clip_skip} of {layers} layers; allowed: 0 to {layers - 1}")
     output = text_encoder.roberta(input_ids, attention_mask=attention_mask, output_hidden_states=True)
-    return text_encoder.transformation(text_encoder.pre_LN(output.hidden_states[-(clip_skip + 1)]))
+    states = output.hidden_states[-(clip_skip + 1)]
+    if not _is_plain(text_encoder.roberta.encoder.layers[-1].output.LayerNorm, states):
+        states = text_encoder.pre_LN(states)
+    return text_encoder.transformation(states)
+
+
+def _is_plain(norm: torch.nn.LayerNorm, states: Float[Tensor, "batch tokens dim"]) -> bool:
+    """Whether the norm's weight is 1 and its bias 0: asked through its forward, as offloading moves them.
+
+    In the last layer it says that the tower had no `pre_LN` (m2, m9): the conversion put the last layer's own
+    norm in that place, and a tower without that layer is without that norm.
+    """
+    plain = F.layer_norm(states, norm.normalized_shape, eps=norm.eps)
+    return torch.allclose(norm(states), plain, rtol=0, atol=1e-4)
+
+
+def _device(text_encoder: torch.nn.Module) -> torch.device:
+    """Where the tower runs, which is not where its weights lie while accelerate offloads them."""
+    hooks = (getattr(module, "_hf_hook", None) for module in text_encoder.modules())
+    places = (getattr(hook, "execution_device", None) for hook in hooks)
+    place = next((place for place in places if place is not None), None)
+    return next(text_encoder.parameters()).device if place is None else torch.device(place)
 
 
 class _Memory:

@@ -1,38 +1,21 @@
 """AltDiffusion's pipelines: the stock Stable Diffusion pipelines with exact, trimmed conditioning.
 
-Only `encode_prompt` is ours. The classes carry the stock names, which is how AutoPipeline finds its way
-between tasks and why what they save opens with plain diffusers.
+Only what becomes of prompts is ours (`prompting`). The classes carry the stock names, which is how
+AutoPipeline finds its way between tasks and why what they save opens with plain diffusers.
 """
 
 import shutil
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    SchedulerMixin,
-    StableDiffusionImg2ImgPipeline,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
-from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-from jaxtyping import Float
-from torch import Tensor
-from transformers import (
-    AltCLIPTextModel,
-    CLIPImageProcessor,
-    CLIPVisionModelWithProjection,
-    XLMRobertaTokenizer,
-)
+from diffusers import DiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
-from altdiffusion import bundled, checkpoints
-from altdiffusion.conditioning import MAX_LENGTH, as_texts, dropped, encode_prompts, tower_length
+from altdiffusion import backbone, bundled, cards, checkpoints
+from altdiffusion.model import AltCLIP
+from altdiffusion.prompting import Prompting
 from altdiffusion.runtime import choose_attention, choose_device, choose_dtype
 
 _CARD = """---
@@ -48,10 +31,6 @@ with plain `diffusers.DiffusionPipeline.from_pretrained`.
 _Pipeline = TypeVar(
     "_Pipeline", bound="_Conditioned"
 )  # beartype takes no Self in methods that jaxtyping wraps
-_OPTIONAL_MODELS = {
-    "safety_checker": StableDiffusionSafetyChecker,
-    "image_encoder": CLIPVisionModelWithProjection,
-}
 
 
 @dataclass(frozen=True)
@@ -65,43 +44,32 @@ class GenerationDefaults:
     scheduler: str | None = None
 
 
-_Stock = StableDiffusionPipeline if TYPE_CHECKING else object
-
-
-class _Conditioned(_Stock):
+class _Conditioned(Prompting):
     """What the pipelines here put before their stock class."""
 
     _source: str | PathLike | None = "unsaved"
     _folder: Path | None = None
     _defaults: GenerationDefaults | None = None
     _fingerprint: tuple[object, str] | None = None
+    _found: Path | None = None
+    _altclip: "AltCLIP | None" = None
+    _card: str = _CARD
+    #: What the UNet may take: so many latents, and a mask.
+    _conditions: tuple[tuple[int, int], ...] = ((1, 0),)
 
-    def __init__(
-        self,
-        vae: AutoencoderKL,
-        text_encoder: AltCLIPTextModel | None,
-        tokenizer: XLMRobertaTokenizer | None,
-        unet: UNet2DConditionModel,
-        scheduler: SchedulerMixin,
-        safety_checker: StableDiffusionSafetyChecker | None = None,
-        feature_extractor: CLIPImageProcessor | None = None,
-        image_encoder: CLIPVisionModelWithProjection | None = None,
-        requires_safety_checker: bool = False,
-    ):
-        if text_encoder is not None:
+    def register_modules(self, **parts: Any) -> None:
+        tower, unet, vae = (parts.get(name) for name in ("text_encoder", "unet", "vae"))
+        if tower is not None:
             # unmasked pads count as words, and plain diffusers masks them only if the saved config says so
-            text_encoder.config.use_attention_mask = True
-        super().__init__(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            unet=unet,
-            scheduler=scheduler,
-            safety_checker=safety_checker,
-            feature_extractor=feature_extractor,
-            image_encoder=image_encoder,
-            requires_safety_checker=requires_safety_checker,
-        )
+            tower.config.use_attention_mask = True
+        if unet is not None and vae is not None:
+            latent = vae.config.latent_channels
+            allowed = [latent * times + mask for times, mask in self._conditions]
+            if unet.config.in_channels not in allowed:
+                channels, task = unet.config.in_channels, type(self).__qualname__
+                text = " or ".join(map(str, allowed))
+                raise ValueError(f"unet: it takes {channels} channels; allowed in {task}: {text}")
+        super().register_modules(**parts)
 
     @classmethod
     def from_pretrained(
@@ -114,9 +82,14 @@ class _Conditioned(_Stock):
         variant: str | None = None,
         revision: str | None = None,
         torch_dtype: str | torch.dtype | None = None,
+        ema: bool | None = None,
         **components: Any,
     ) -> _Pipeline:
-        """The bundled model, a folder or a Hub name; `components` (`vae=…`) replace the model's own."""
+        """The bundled model, a folder, a file or a Hub name, in any published layout (docs/weights.md).
+
+        `components` (`vae=…`) replace the model's own; `tokenizer` may be the folder of one. `ema` chooses
+        the averaged weights of a training checkpoint, or the raw ones.
+        """
         device = choose_device(device)
         dtype = choose_dtype(device, dtype or torch_dtype)
         backend, _ = choose_attention(attention, device)
@@ -125,18 +98,52 @@ class _Conditioned(_Stock):
         if unknown:
             allowed = ", ".join(sorted(known))
             raise TypeError(f"{unknown[0]}: not an argument of from_pretrained; allowed parts: {allowed}")
-        folder = checkpoints.resolve(name_or_folder, revision=revision)
-        if checkpoints.kind_of(folder) != "pipeline":
-            raise ValueError(f"model: {str(folder)!r:.80} is an AltCLIP model; allowed: a model that draws")
-        parts = _load_parts(folder, components, dtype, variant)
-        with checkpoints.quiet():
-            pipeline = super().from_pretrained(str(folder), dtype=dtype, local_files_only=True, **parts)
-        pipeline._source, pipeline._folder = name_or_folder, folder
-        pipeline._defaults = _read_defaults(folder)
+        found = checkpoints.find(name_or_folder, revision=revision, variant=variant)
+        parts = checkpoints.load_parts(found, components, dtype=dtype, variant=variant, ema=ema)
+        pipeline: _Pipeline
+        if found.format == "stock pipeline":
+            with checkpoints.quiet():
+                pipeline = super().from_pretrained(
+                    str(found.path), dtype=dtype, local_files_only=True, **parts
+                )
+            pipeline._folder, pipeline._defaults = found.path, _read_defaults(found.path)
+        else:
+            pipeline = cls(**parts)
+            name = cards.name_of(found.path if name_or_folder is None else name_or_folder)
+            pipeline._card = cards.card(found.form, name, draws=True, changes=cards.SAVED)
+        pipeline._source, pipeline._found = name_or_folder, found.path
         pipeline = pipeline.to(device)
         if backend == "xformers":
             pipeline.enable_xformers_memory_efficient_attention()
         return pipeline
+
+    @classmethod
+    def from_altclip(
+        cls: type[_Pipeline],
+        clip: AltCLIP,
+        stable_diffusion: DiffusionPipeline | str | PathLike,
+        *,
+        form: str | None = None,
+        revision: str | None = None,
+        variant: str | None = None,
+        prediction_type: str | None = None,
+    ) -> _Pipeline:
+        """Draws with the UNet and VAE of `stable_diffusion`, on `clip`'s own parameters, device and dtype.
+
+        `stable_diffusion` is a pipeline, whose parts are shared, or a folder, a file or a Hub name: of
+        AltDiffusion, or of any Stable Diffusion 1 or 2 as wide as the AltCLIP, to be aligned by training.
+        `form` overrules how the AltCLIP makes its conditioning ("m9", "m18" or "own"). `prediction_type` is
+        for a single file that does not tell.
+        """
+        arguments = {
+            "form": form,
+            "revision": revision,
+            "variant": variant,
+            "prediction_type": prediction_type,
+        }
+        pipeline = cls(**backbone.pipeline_parts(clip, stable_diffusion, **arguments))
+        pipeline._altclip = clip
+        return pipeline.to(clip.device)
 
     @classmethod
     def from_pipe(
@@ -147,7 +154,15 @@ class _Conditioned(_Stock):
         parts = {name: part for name, part in pipeline.components.items() if name in expected}
         parts |= {name: pipeline.config[name] for name in optional if name in pipeline.config}
         made = cls(**{**parts, **components})
-        for name in ("_source", "_folder", "_defaults", "_progress_bar_config"):
+        for name in (
+            "_source",
+            "_folder",
+            "_defaults",
+            "_found",
+            "_altclip",
+            "_card",
+            "_progress_bar_config",
+        ):
             if hasattr(pipeline, name):
                 setattr(made, name, getattr(pipeline, name))
         return made if dtype is None else made.to(dtype=dtype)
@@ -164,14 +179,23 @@ class _Conditioned(_Stock):
                     shutil.copytree(source, folder / source.name, dirs_exist_ok=True)
                 elif source.name in ("README.md", bundled.CARD) or source.name.startswith("LICENSE"):
                     shutil.copyfile(source, folder / source.name)
+        if self._altclip is not None:
+            self._altclip.save_pretrained(folder / "altclip")
         if not (folder / "README.md").exists():
-            (folder / "README.md").write_text(_CARD, encoding="utf-8")
+            (folder / "README.md").write_text(self._card, encoding="utf-8")
         bundled.write_manifest(folder)
 
     @property
     def source(self) -> str | PathLike | None:
         """What `from_pretrained` was given: None for the bundled model."""
         return self._source
+
+    @property
+    def altclip(self) -> AltCLIP:
+        """The AltCLIP that the model holds, on the same parameters as this pipeline's text encoder."""
+        if self._altclip is None:
+            self._altclip = backbone.altclip_of(self.altclip_folder or self._found, self.text_encoder)
+        return self._altclip
 
     @property
     def altclip_folder(self) -> Path | None:
@@ -200,59 +224,6 @@ class _Conditioned(_Stock):
             self._fingerprint = stamps, checkpoints.fingerprint(models, [vocabulary, schedule])
         return self._fingerprint[1]
 
-    def encode_prompt(
-        self,
-        prompt: Any,
-        device: Any,
-        num_images_per_prompt: int,
-        do_classifier_free_guidance: bool,
-        negative_prompt: Any = None,
-        prompt_embeds: Float[Tensor, "batch tokens dim"] | None = None,
-        negative_prompt_embeds: Float[Tensor, "batch tokens dim"] | None = None,
-        lora_scale: float | None = None,
-        clip_skip: int | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """As the stock method, with the exact trimmed encode.
-
-        `clip_skip` holds for both prompts, as if the tower had been built without those layers.
-        """
-        with _scaled_lora(self.text_encoder, lora_scale):
-            if prompt_embeds is None:
-                prompt_embeds = self._embed("prompt", prompt, self._length, clip_skip)
-            if do_classifier_free_guidance and negative_prompt_embeds is None:
-                texts = _negatives(prompt, negative_prompt, len(prompt_embeds))
-                length = prompt_embeds.shape[1]
-                negative_prompt_embeds = self._embed("negative_prompt", texts, length, clip_skip)
-        return super().encode_prompt(
-            prompt,
-            device,
-            num_images_per_prompt,
-            do_classifier_free_guidance,
-            negative_prompt,
-            prompt_embeds,
-            negative_prompt_embeds,
-            lora_scale,
-            clip_skip,
-        )
-
-    @property
-    def _length(self) -> int:
-        length = self.tokenizer.model_max_length  # diffusers' rule; a tokenizer that sets no limit says 1e30
-        return length if length <= tower_length(self.text_encoder) else MAX_LENGTH
-
-    def _embed(
-        self, argument: str, prompts: Any, length: int, clip_skip: int | None
-    ) -> Float[Tensor, "batch tokens dim"]:
-        texts = self.maybe_convert_prompt(as_texts(prompts, argument), self.tokenizer)
-        for text in dict.fromkeys(texts):
-            lost = dropped(self.tokenizer, text, min(length, tower_length(self.text_encoder)))
-            if lost is not None:
-                message = f"{argument}: too long by {lost.tokens} tokens, left out: {lost.text!r:.300}"
-                warnings.warn(message, stacklevel=4)
-        return encode_prompts(
-            self.text_encoder, self.tokenizer, texts, max_length=length, clip_skip=clip_skip
-        )
-
 
 class AltDiffusionPipeline(_Conditioned, StableDiffusionPipeline):
     """Text to image; called as `diffusers.StableDiffusionPipeline` is."""
@@ -277,28 +248,6 @@ AltDiffusionPipeline.__name__ = StableDiffusionPipeline.__name__
 AltDiffusionImg2ImgPipeline.__name__ = StableDiffusionImg2ImgPipeline.__name__
 
 
-def _load_parts(
-    folder: Path, components: dict[str, Any], dtype: torch.dtype, variant: str | None
-) -> dict[str, Any]:
-    """Every part with weights, read strictly, except those that the caller brought; and the tokenizer."""
-    classes = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": AltCLIPTextModel}
-    classes |= {name: kind for name, kind in _OPTIONAL_MODELS.items() if (folder / name).is_dir()}
-    parts = dict(components)
-    for name, kind in classes.items():
-        if name not in parts:
-            parts[name] = checkpoints.load_strict(kind, folder / name, dtype=dtype, variant=variant)
-    tower, unet = parts["text_encoder"], parts["unet"]
-    if "tokenizer" not in parts:
-        max_ids = tower.config.vocab_size if tower is not None else None
-        parts["tokenizer"] = checkpoints.load_tokenizer(folder / "tokenizer", max_ids)
-    if tower is not None and unet.config.cross_attention_dim != tower.config.project_dim:
-        raise ValueError(
-            f"model: {str(folder)!r:.80}: its text encoder gives {tower.config.project_dim} values a token; "
-            f"allowed by its UNet: {unet.config.cross_attention_dim}"
-        )
-    return parts
-
-
 def _read_defaults(folder: Path) -> GenerationDefaults | None:
     file = folder / bundled.CARD
     if not file.is_file():
@@ -307,31 +256,3 @@ def _read_defaults(folder: Path) -> GenerationDefaults | None:
         return GenerationDefaults(**bundled.card(folder)["defaults"])
     except (KeyError, TypeError):
         raise ValueError(f"model: {str(file)!r:.80} is damaged: its defaults are none") from None
-
-
-def _negatives(prompt: Any, negative_prompt: Any, count: int) -> list[str]:
-    if negative_prompt is None:
-        return [""] * count
-    if isinstance(negative_prompt, str):
-        if isinstance(prompt, list | tuple):
-            raise TypeError(
-                f"negative_prompt: {negative_prompt!r:.80} is one text; allowed: a list, as prompt is"
-            )
-        return [negative_prompt] * count
-    if len(negative_prompt) != count:
-        raise ValueError(f"negative_prompt: {len(negative_prompt)} texts; allowed: {count}, as of prompt")
-    return list(negative_prompt)
-
-
-@contextmanager
-def _scaled_lora(text_encoder: AltCLIPTextModel | None, scale: float | None) -> Iterator[None]:
-    from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
-
-    if scale is None or text_encoder is None:
-        yield
-        return
-    scale_lora_layers(text_encoder, scale)
-    try:
-        yield
-    finally:
-        unscale_lora_layers(text_encoder, scale)

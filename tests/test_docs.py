@@ -1,0 +1,35 @@
+"""The blocks of docs/pipelines.md run as they stand, on the tiny model and small files."""
+
+import peft
+import pytest
+import torch
+from peft.utils import get_peft_model_state_dict
+from PIL import Image
+from safetensors.torch import save_file
+
+from tests.fakes import tiny_controlnet, tiny_stock_pipeline
+from tests.test_readme import ROOT, blocks
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
+)  # peft asks for it
+def test_the_page_on_pipelines_is_right(shared_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").symlink_to(shared_folder)
+    stock = tiny_stock_pipeline()
+    tiny_controlnet(stock.unet).save_pretrained("controlnet")
+    Image.radial_gradient("L").resize((64, 64)).save("mask.png")
+    Image.radial_gradient("L").resize((64, 64)).convert("RGB").save("edges.png")
+    save_file({"<felix>": torch.ones(32)}, "word.safetensors")
+    stock.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_k", "to_v"]))
+    layers = get_peft_model_state_dict(stock.unet, save_embedding_layers=False)
+    stock.save_lora_weights(".", unet_lora_layers=layers, weight_name="style.safetensors")
+    names = {}
+    for code in blocks("python", ROOT / "docs/pipelines.md"):
+        exec(compile(code, "docs/pipelines.md", "exec"), names)
+    assert names["picture"].size == (64, 64)
+    assert names["wider"].size == (96, 64)
+    assert len(names["batch"]) == 3
+    assert len(names["frames"]) == 4
+    assert names["windows"].shape[1] in range(154, 770, 77)
