@@ -8,7 +8,6 @@ import functools
 import importlib.util
 import itertools
 import json
-import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -126,72 +125,44 @@ def show(
 @_command
 def info(
     model: Positional[
-        Annotated[str | None, _flag("MODEL", "the bundled one", "A folder or a hub name.")]
+        Annotated[str | None, _flag("MODEL", "the bundled one", "A folder, a file or a hub name.")]
     ] = None,
     *,
     as_json: _Json = False,
 ) -> None:
-    """Tell what a model is and can draw, and what this machine runs it with."""
-    from altdiffusion import __version__
-    from altdiffusion.checkpoints import resolve
+    """Tell what a model is, in whatever layout it lies, and what this machine runs it with."""
+    from altdiffusion.converting import describe
 
-    folder = resolve(model)
-    facts = _model_facts(model, folder)
-    import diffusers
-    import torch
-    import transformers
-
-    from altdiffusion.runtime import choose_attention, choose_device, choose_dtype
-
-    device = choose_device()
-    facts |= {"device": str(device), "dtype": str(choose_dtype(device)).removeprefix("torch.")}
-    chosen, reason = choose_attention()
-    facts["attention"] = {
-        "chosen": chosen,
-        "reason": reason,
-        "available": list(dict.fromkeys([chosen, "sdpa"])),
-    }
-    packages = {"torch": torch, "diffusers": diffusers, "transformers": transformers}
-    facts["versions"] = {"altdiffusion": __version__, **{name: p.__version__ for name, p in packages.items()}}
-    if as_json:
-        print(json.dumps(facts, ensure_ascii=False))
-        return
-    for name, value in facts.items():
-        print(f"{name}: {_plain(value)}")
+    describe(model, as_json=as_json)
 
 
-def _plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
-    if isinstance(value, list):
-        return f"{len(value)}: {' '.join(map(str, value))}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+@_command
+def convert(
+    source: Positional[Annotated[str, _flag("SOURCE", "", "A folder, a file or a hub name.")]],
+    target: Positional[Annotated[str, _flag("FOLDER", "", "A new folder, or an empty one.")]],
+    *,
+    single_file: Annotated[
+        bool, _flag("", "", "Write FOLDER/model.safetensors, or FOLDER if it is a name so ending.")
+    ] = False,
+    to: Annotated[
+        Literal["A", "B", "C"] | None, _flag("A|B|C", "stock classes", "Back to a published layout.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, _flag("FOLDER", "the source's", "The tokenizer of a file that has none beside it.")
+    ] = None,
+    raw: Annotated[
+        bool, _flag("", "", "Of a training checkpoint, the weights that are not averaged.")
+    ] = False,
+    as_json: _Json = False,
+) -> None:
+    """Convert any published AltCLIP or AltDiffusion to what plain diffusers and transformers open.
 
+    Nothing is lost and nothing is written before it was read again and compared. Layouts: A is transformers'
+    AltCLIP folder, B the diffusers folder of AltDiffusion, C the single file of Stable Diffusion.
+    """
+    from altdiffusion.converting import convert
 
-def _model_facts(model: str | None, folder: Path) -> dict[str, Any]:
-    from altdiffusion import bundled, checkpoints
-
-    kind = checkpoints.kind_of(folder)
-    parts = {"altclip": folder}
-    if kind == "pipeline":
-        parts = {name: folder / name for name in ("unet", "vae", "text_encoder", "altclip")}
-    parameters, size = {}, 0
-    for name, part in parts.items():
-        if part.is_dir():
-            files = [file for file in checkpoints.weight_files(part) if file.suffix == ".safetensors"]
-            shapes = [shape for file in files for shape in checkpoints.tensor_shapes(file).values()]
-            parameters[name] = sum(map(math.prod, shapes))
-            size += sum(file.stat().st_size for file in files)
-    card = bundled.card(folder) if (folder / bundled.CARD).is_file() else {}
-    return {
-        "model": model or "bundled",
-        "format": {"pipeline": "diffusers pipeline", "altclip": "transformers AltCLIP"}[kind],
-        "parameters": parameters,
-        "weight_bytes": size,
-        "languages": card.get("languages"),
-        "defaults": card.get("defaults"),
-        "covered": card.get("covered"),
-    }
+    convert(source, target, single_file=single_file, to=to, tokenizer=tokenizer, raw=raw, as_json=as_json)
 
 
 @_command

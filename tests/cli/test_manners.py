@@ -13,7 +13,9 @@ from altdiffusion.requests import Provenance
 from tests.cli.conftest import Run
 
 
-@pytest.mark.parametrize("command", [[], ["generate"], ["embed"], ["info"], ["show"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "command", [[], ["generate"], ["embed"], ["info"], ["convert"], ["show"]], ids=" ".join
+)
 def test_every_command_has_help(run: Run, command: list[str]):
     code, out, err = run(*command, "--help")
     assert (code, err) == (0, "")
