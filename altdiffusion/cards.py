@@ -95,10 +95,16 @@ def card(
     draws: bool,
     text_config: dict[str, Any] | None = None,
     changes: str = CONVERTED,
+    partner: str | None = None,
 ) -> str:
-    """The README of a model in a published `form`; `source` is a name, as `name_of` gives it."""
+    """The README of a model in a published `form`; `source` is a name, as `name_of` gives it.
+
+    `partner` is the Stable Diffusion whose UNet draws with an AltCLIP's text tower.
+    """
     model = published_model(form, source, text_config)
-    bases, tags = base_models(form, model, draws=draws), languages(form, model)
+    bases, tags = base_models(form, model, draws=draws and partner is None), languages(form, model)
+    joined = [" or ".join(bases), *([partner] if partner else [])]
+    bases += [partner] if partner and "/" in partner else []
     names = ", ".join(LANGUAGES[tag].name for tag in tags)
     family = "AltDiffusion" if draws else "AltCLIP"
     library, opens = ("diffusers", "`DiffusionPipeline.from_pretrained` opens it.")
@@ -112,7 +118,7 @@ def card(
         language_yaml=_yaml("language", tags),
         title=f"{family}, stock classes" if model is None else f"{family} {model}, stock classes",
         opens=opens,
-        base=" or ".join(bases) + ("" if model else ", whose files look the same"),
+        base=" and ".join(joined) + ("" if model else ", whose files look the same"),
         source=source,
         changes=changes,
         languages=names if model else f"{names}; more if it is the model of nine languages",

@@ -173,6 +173,9 @@ def load_altclip(
     if layout.form == "m18" and "text_encoder" in source.parts:
         tower = source.parts["text_encoder"].tensors
         head = {kind: tower[f"transformation.{kind}"].clone() for kind in ("weight", "bias")}
+        like = model.text_model.transformation.state_dict()
+        named = ({f"transformation_pre.{kind}": each[kind] for kind in like} for each in (like, head))
+        check_tensors(*named, where)
     return {
         "model": model,
         "tokenizer": _tokenizer(source, model.config.text_config.vocab_size),

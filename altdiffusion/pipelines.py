@@ -143,6 +143,12 @@ class _Conditioned(Prompting):
         }
         pipeline = cls(**backbone.pipeline_parts(clip, stable_diffusion, **arguments))
         pipeline._altclip = clip
+        if clip.form != "own":
+            named = isinstance(stable_diffusion, str | PathLike)
+            partner = cards.name_of(stable_diffusion) if named else "a Stable Diffusion"
+            text_config = clip.model.config.text_config.to_dict()
+            options = {"draws": True, "text_config": text_config, "changes": cards.SAVED}
+            pipeline._card = cards.card(clip.form, "its parts", **options, partner=partner)
         return pipeline.to(clip.device)
 
     @classmethod

@@ -92,6 +92,8 @@ def read(
     """
     if ema and not layout.ema:
         raise refusal(layout.path, "holds no averaged weights; allowed: ema=False")
+    if variant and not any(layout.path.rglob(f"*.{variant}.*")):
+        raise refusal(layout.path, f"holds no weights of the variant {variant!r:.40}; allowed: none named")
     if layout.path.is_file():
         source = _read_file(layout, layout.format == "D" if ema is None else ema)
     elif layout.draws:

@@ -287,3 +287,11 @@ def test_a_yaml_that_is_no_configuration_is_refused(published, tmp_path):
     shutil.copytree(published("C", "m9").parent, tmp_path, dirs_exist_ok=True)
     (tmp_path / "config.yaml").write_text("model: [1, 2]")
     assert "config.yaml'" in refused(tmp_path / "model.ckpt", "is no Stable Diffusion configuration")
+
+
+def test_a_generation_head_of_another_shape_is_refused(tmp_path):
+    name = "text_model.transformation_pre.weight"
+    folder = write("A", tmp_path, "m18")
+    to_torch(folder / "pytorch_model.bin", lambda tensors: tensors.update({name: tensors[name][:, :-1]}))
+    with pytest.raises(ValueError, match=r"^model: .*'transformation_pre.weight' has shape"):
+        AltCLIP.from_pretrained(folder)

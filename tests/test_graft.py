@@ -223,3 +223,11 @@ def test_a_pipeline_of_another_dtype_is_refused_and_not_cast(clips, plain):
 def test_arguments_are_checked_before_anything_is_read(clips, argument, message):
     with pytest.raises(ValueError, match=message):
         AltDiffusionPipeline.from_altclip(clips["m9"], "no/such", **argument)
+
+
+def test_what_is_saved_names_both_halves_and_the_terms_of_the_weights(clips, altdiffusion, tmp_path):
+    pipeline = AltDiffusionPipeline.from_altclip(clips["m18"], altdiffusion["m18"])
+    pipeline.save_pretrained(tmp_path / "saved")
+    card = (tmp_path / "saved/README.md").read_text(encoding="utf-8")
+    assert "license: creativeml-openrail-m" in card
+    assert "**Base model:** BAAI/AltCLIP-m18 and m18." in card

@@ -171,6 +171,8 @@ def test_a_variant_is_saved_and_loaded(shared_pipeline, tmp_path):
     shared_pipeline.save_pretrained(tmp_path, variant="fp16")
     assert (tmp_path / "unet/diffusion_pytorch_model.fp16.safetensors").is_file()
     assert np.array_equal(draw(load(tmp_path, variant="fp16")), draw(shared_pipeline))
+    with pytest.raises(ValueError, match=r"^model: .* holds no weights of the variant 'bf16'"):
+        load(tmp_path, variant="bf16")
 
 
 @pytest.mark.filterwarnings("ignore:dtype")  # a CPU without bfloat16 units says so
