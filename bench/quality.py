@@ -54,6 +54,14 @@ def pictures(pipeline: AltDiffusionPipeline, prompts: list[str]) -> list:
     return drawn
 
 
+def covered(model: str | None) -> list[str]:
+    """What the model draws by its card; a stage's folder has its list beside it."""
+    folder = bundled.FOLDER if model is None else Path(model)
+    if (folder / bundled.CARD).is_file():
+        return bundled.card(folder)["covered"]
+    return json.loads((folder.parent / "drawn.json").read_text(encoding="utf-8"))["covered"]
+
+
 def measure_judge(pipeline: AltDiffusionPipeline, judge: Judge) -> dict:
     """The judge on real scenes of every emoji, and on what the autoencoder makes of them."""
     scenes = [plain(random_scene(7, n, (c,), pastel=0.5)) for n, c in enumerate(judge.characters)]
@@ -73,8 +81,7 @@ def measure_judge(pipeline: AltDiffusionPipeline, judge: Judge) -> dict:
 
 def measure_generation(pipeline, judge: Judge, arguments, write_prompt, seen) -> dict:
     """Top-1 and top-5 per language; prompts for which `seen` is False are counted apart."""
-    card = bundled.card(Path(arguments.model) if arguments.model else None)
-    chosen = sample(card["covered"], arguments.emoji)
+    chosen = sample(covered(arguments.model), arguments.emoji)
     table, apart = {}, []
     for tag in tqdm(arguments.languages, desc="languages", disable=None):
         prompts = [write_prompt(tag, c) for c in chosen]
@@ -181,7 +188,7 @@ def run(arguments: argparse.Namespace) -> dict:
     report: dict = {"command": " ".join(["python -m bench.quality", *sys.argv[1:]])}
     pipeline = AltDiffusionPipeline.from_pretrained(arguments.model)
     pipeline.set_progress_bar_config(disable=True)
-    judge, clip = Judge(), AltCLIP.from_pretrained(arguments.model)
+    judge = Judge()
     measures = {
         "judge": lambda: measure_judge(pipeline, judge),
         "generation": lambda: measure_generation(
@@ -189,8 +196,8 @@ def run(arguments: argparse.Namespace) -> dict:
         ),
         "templates": lambda: measure_generation(pipeline, judge, arguments, prompts.templates, prompts.seen),
         "keywords": lambda: measure_generation(pipeline, judge, arguments, prompts.keywords, prompts.seen),
-        "retrieval": lambda: measure_retrieval(clip, arguments.scenes),
-        "zero-shot": lambda: measure_zero_shot(clip),
+        "retrieval": lambda: measure_retrieval(AltCLIP.from_pretrained(arguments.model), arguments.scenes),
+        "zero-shot": lambda: measure_zero_shot(AltCLIP.from_pretrained(arguments.model)),
     }
     for part in arguments.parts:
         report[part] = measures[part]()

@@ -41,7 +41,8 @@ pair distill distill_again
 OMP_NUM_THREADS=2 stage contrast contrast_again
 pair text_to_image unet_again
 
-# The papers' own step by itself: the tower of the English UNet is swapped, keys and values follow it.
-stage text_to_image concept_alignment
+# The papers' own step by itself: the tower of an English UNet is swapped, keys and values follow it.
+pair text_to_image english_unet_again
+pair text_to_image concept_alignment
 
 "$python" -m training.package
