@@ -174,8 +174,9 @@ def load_altclip(
         tower = source.parts["text_encoder"].tensors
         head = {kind: tower[f"transformation.{kind}"].clone() for kind in ("weight", "bias")}
         like = model.text_model.transformation.state_dict()
-        named = ({f"transformation_pre.{kind}": each[kind] for kind in like} for each in (like, head))
-        check_tensors(*named, where)
+        expected = {f"transformation_pre.{kind}": tensor for kind, tensor in like.items()}
+        found = {f"transformation_pre.{kind}": tensor for kind, tensor in head.items()}
+        check_tensors(expected, found, where)
     return {
         "model": model,
         "tokenizer": _tokenizer(source, model.config.text_config.vocab_size),
