@@ -1,0 +1,49 @@
+"""Pictures and captions of one's own for the contrastive stage."""
+
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.config import RunConfig
+from training.data import Opened
+from training.multilingual import LanguageOrder
+from training.pictures import PicturesConfig, as_pixels, opened, picture_reader
+from training.sources import BadSample
+from training.streams import replaced
+
+
+class CaptionedPictures(torch.utils.data.Dataset):
+    """Endless (pixels, caption, group), each a function of (seed, index). Equal captions share a group."""
+
+    items = None
+
+    def __init__(self, data: Opened, run: RunConfig, size: int) -> None:
+        assert data.rows is not None and data.found is not None and isinstance(data.config, PicturesConfig)
+        self.rows, self.read, self.found, self.run, self.size = data.rows, data.read, data.found, run, size
+        self.picture = picture_reader(data.rows.folder, data.rows.columns, data.config)
+        self.damaged: set[int] = set()
+        self.order = LanguageOrder(data.found, data.config.temperature, None, run.seed, 8)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str, int] | None:
+        """None where the picture is damaged: its batch fills the gap."""
+        tag, record = self.order[index]
+        row = self.rows[record]
+        captions = self.read(row)
+        texts = captions[tag]
+        text = texts[int(np.random.default_rng((self.run.seed, index, 1)).integers(len(texts)))]
+        try:
+            pixels = as_pixels(opened(self.picture(row)), (self.size, self.size))
+        except BadSample as error:
+            if record not in self.damaged:  # it comes again in every round
+                self.damaged.add(record)
+                self.found.bad.add(f"sample {record}", error)
+            return None
+        # Of two languages the English tells whether they say the same.
+        return pixels, text, crc32("\n".join(captions.get("en", texts)).encode())
+
+    def collate(self, items: list[Any]) -> tuple[Tensor, list[str], Tensor]:
+        pixels, texts, groups = zip(*replaced(items), strict=True)
+        return torch.stack(pixels), list(texts), torch.tensor(groups)

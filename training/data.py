@@ -1,0 +1,240 @@
+"""Data of one's own for the stages: pictures with captions, and parallel text.
+
+`check` says what is wrong with it before hours are spent:
+
+    python -m training.data check DIR
+"""
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from accelerate import PartialState
+from diffusers import AutoencoderKL
+
+from training.buckets import bucket_sizes
+from training.config import RunConfig
+from training.latent_store import stored_latents
+from training.multilingual import (
+    Captions,
+    LanguageOrder,
+    SourceConfig,
+    Survey,
+    caption_reader,
+    drawn_from,
+    summary,
+    survey,
+    surveyed_texts,
+    usable,
+    wanted_languages,
+)
+from training.pictures import (
+    CachedPictures,
+    PicturesConfig,
+    StreamedPictures,
+    picture_reader,
+    picture_stream,
+)
+from training.sources import BadSample, Row, Rows, open_rows, open_stream
+from training.streams import Share, Stream, new_bad
+
+logger = logging.getLogger(__name__)
+#: Records of a stream that are looked at before training.
+LOOKED_AT = 500
+
+
+def state_of_processes() -> PartialState:
+    """accelerate's view of the processes; the run's own accelerator takes it over."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def share_of(run: RunConfig, state: PartialState) -> Share:
+    passes = run.gradient_accumulation_steps * state.num_processes
+    return Share(run.seed, state.process_index, state.num_processes, max(1, run.batch_size // passes))
+
+
+@dataclass
+class Opened:
+    """Data whose columns are found and whose captions are read once; of a stream only the columns."""
+
+    source: str
+    config: SourceConfig
+    wanted: dict[str, float]
+    columns: tuple[str, ...]
+    read: Callable[[Row], Captions]
+    stream: Any = None
+    rows: Rows | None = None
+    found: Survey | None = None
+
+    def report(self) -> dict[str, Any]:
+        if self.found is None:
+            return {"data": self.source}
+        texts = {tag: len(numbers) for tag, numbers in self.found.rows.items()}
+        return {"data": self.source, "skipped": self.found.bad.count, "texts": texts}
+
+
+def open_data(source: str, config: SourceConfig, languages: tuple[str, ...] = (), needed: str = "") -> Opened:
+    """Refuses, before any model is read, what has no texts for a stage."""
+    wanted = wanted_languages(config, languages)
+    if config.streaming:
+        stream = open_stream(source, config.split, config.subset)
+        columns = tuple(stream.features or next(iter(stream), {}))
+        return Opened(source, config, wanted, columns, caption_reader(columns, config), stream)
+    rows = open_rows(source, config.split, config.subset)
+    read = caption_reader(rows.columns, config)
+    found = survey(rows, read, wanted, config.max_bad_share, needed)
+    return Opened(source, config, wanted, rows.columns, read, rows=rows, found=found)
+
+
+def open_pictures(source: str, config: PicturesConfig, languages: tuple[str, ...] = ()) -> Opened:
+    opened = open_data(source, config, languages)
+    picture_reader(None, opened.columns, config)
+    return opened
+
+
+def open_text(source: str, config: SourceConfig, languages: tuple[str, ...] = ()) -> Opened:
+    return open_data(source, config, languages, needed="en")
+
+
+def image_captions(
+    opened: Opened,
+    run: RunConfig,
+    vae: AutoencoderKL,
+    tokenizer: Any,
+    cache: Path,
+    dropout: float = 0.0,
+    prompt: str = "",
+) -> CachedPictures | StreamedPictures:
+    """(latents, caption) samples without an end; of a stream (pixels, caption).
+
+    `dropout` is the share of empty captions, `prompt` stands in the place of each other one.
+    """
+    state, config = state_of_processes(), opened.config
+    assert isinstance(config, PicturesConfig)
+    say(opened, tokenizer, state)
+    if opened.rows is None or opened.found is None:
+        vae.to(state.device)
+        bad = new_bad(config.max_bad_share)
+        stream = picture_stream(
+            opened.stream, opened.columns, opened.wanted, config, share_of(run, state), bad
+        )
+        stream.dropout, stream.prompt = dropout, prompt
+        return stream
+    rows, found = opened.rows, opened.found
+    pictures = picture_reader(rows.folder, rows.columns, config)
+    sizes = bucket_sizes(config.resolution, config.buckets)
+    buckets = stored_latents(vae, rows, pictures, found.usable, sizes, found.bad, cache, state)
+    return CachedPictures(rows, opened.read, found, buckets, config, run, dropout, prompt)
+
+
+class ParallelText(torch.utils.data.Dataset):
+    """Endless (text in some language, its English), each a function of (seed, index)."""
+
+    items = None
+
+    def __init__(self, opened: Opened, run: RunConfig, share: Share) -> None:
+        self.opened, self.seed = opened, run.seed
+        self.order: LanguageOrder | None = None
+        if opened.found is not None:
+            self.order = LanguageOrder(opened.found, opened.config.temperature, None, run.seed, 7)
+        else:
+            bad = new_bad(opened.config.max_bad_share)
+            self.stream = Stream(opened.stream, self.kind, share, opened.config.shuffle_buffer, bad)
+
+    def kind(self, row: Row) -> int | None:
+        captions = self.opened.read(row)
+        if "en" not in captions:
+            raise BadSample("no text in 'en'")
+        return 0 if usable(captions, self.opened.wanted) else None
+
+    def __getitem__(self, index: int) -> tuple[str, str]:
+        random = np.random.default_rng((self.seed, index, 2))
+        if self.order is not None and self.opened.rows is not None:
+            tag, record = self.order[index]
+            captions = self.opened.read(self.opened.rows[record])
+        else:
+            captions = self.opened.read(self.stream[index][0])
+            tag = drawn_from(captions, self.opened.wanted, random)
+        # Several texts of a record in both languages are each other's translations in their order.
+        place, english = int(random.integers(len(captions[tag]))), captions["en"]
+        return captions[tag][place], english[place % len(english)]
+
+    def collate(self, pairs: list[tuple[str, str]]) -> tuple[list[str], list[str]]:
+        """Sorted by length, so that the chunks in which they are encoded hold little padding."""
+        texts, english = zip(*sorted(pairs, key=lambda pair: len(pair[0].encode())), strict=True)
+        return list(texts), list(english)
+
+
+def parallel_text(opened: Opened, run: RunConfig, tokenizer: Any) -> ParallelText:
+    """Samples without an end. English is a language like the others: its texts are their own English."""
+    state = state_of_processes()
+    say(opened, tokenizer, state)
+    return ParallelText(opened, run, share_of(run, state))
+
+
+def say(opened: Opened, tokenizer: Any, state: PartialState) -> None:
+    """How many texts there are in each language, and which share of them is too long for the tower."""
+    if state.is_main_process:
+        logger.info("%s", told(opened, tokenizer))
+
+
+def told(opened: Opened, tokenizer: Any) -> str:
+    if opened.rows is None or opened.found is None:
+        texts: dict[str, list[str]] = {}
+        for row in islice(opened.stream, LOOKED_AT):
+            captions = opened.read(row)
+            for tag in usable(captions, opened.wanted):
+                texts.setdefault(tag, []).append(captions[tag][0])
+        counts = {tag: len(found) for tag, found in sorted(texts.items())}
+        return summary(f"the first {LOOKED_AT} records", texts, counts, tokenizer)
+    found = opened.found
+    samples = f"{len(opened.rows):,} samples, {found.bad.count:,} skipped"
+    if found.unwanted:
+        samples += f", {found.unwanted:,} in no wanted language"
+    counts = {tag: len(numbers) for tag, numbers in found.rows.items()}
+    return summary(samples, surveyed_texts(opened.rows, opened.read, found), counts, tokenizer)
+
+
+def main() -> None:
+    app = tyro.extras.SubcommandApp()
+
+    @app.command
+    def check(
+        source: tyro.conf.Positional[str],
+        reading: PicturesConfig = PicturesConfig(),  # noqa: B008 (frozen)
+        languages: tuple[str, ...] = (),
+        tokenizer: Path | None = None,
+    ) -> None:
+        """Reads all of it and says what a stage could not use.
+
+        Exit code 0: training would go through. 1: it would stop. 2: a mistake in what was asked.
+
+        Args:
+            source: Folder, file, or name of a data set.
+            reading: As the stages take it.
+            languages: Languages that are wanted; empty means all.
+            tokenizer: transformers folder of the text tower, to see which texts are too long for it.
+        """
+        from training.check import check
+
+        lines, good = check(source, reading, languages, tokenizer)
+        print("\n".join(lines))
+        raise SystemExit(0 if good else 1)
+
+    logging.getLogger("training").setLevel(logging.ERROR)  # the report names what is skipped
+    try:
+        app.cli(config=(tyro.conf.FlagConversionOff,))
+    except (ValueError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()
