@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from transformers import AltCLIPModel, AltCLIPTextConfig, AltCLIPTextModel
 
-from altdiffusion import checkpoints, layouts, single_files, towers
+from altdiffusion import checkpoints, layouts, single_files, text_adapter, towers
 from altdiffusion.conditioning import MAX_LENGTH
 from altdiffusion.layouts import Layout, Source
 from altdiffusion.model import AltCLIP
@@ -58,7 +58,9 @@ def shared_view(
 
 def share(model: AltCLIPModel, tower: AltCLIPTextModel, form: str) -> bool:
     """Gives an AltCLIP the parameters of a generation tower with the same values; False if it has others."""
-    values, originals = dict(tower.named_parameters()), dict(model.text_model.named_parameters())
+    with text_adapter.aside(tower):
+        values = dict(tower.named_parameters())
+    originals = dict(model.text_model.named_parameters())
     pairs = towers.shared_names(values, form)
     if not all(same in originals and _equal(values[name], originals[same]) for name, same in pairs.items()):
         return False
@@ -75,6 +77,7 @@ def pipeline_parts(
     revision: str | None = None,
     variant: str | None = None,
     prediction_type: str | None = None,
+    adapter: text_adapter.TextAdapter | str | PathLike | None = None,
 ) -> dict[str, Any]:
     """The parts of a pipeline that draws with `stable_diffusion`'s UNet and VAE what `clip` understands."""
     if prediction_type not in (None, *_PREDICTION_TYPES):
@@ -86,6 +89,10 @@ def pipeline_parts(
             f"prediction_type: {prediction_type!r} for a loaded pipeline; allowed: its scheduler's own, None"
         )
     view = shared_view(clip.model, form or clip.form, clip.generation_head)
+    if isinstance(adapter, str | PathLike):
+        adapter = text_adapter.load(adapter)
+    if adapter is not None:
+        text_adapter.attach(view, adapter)
     if isinstance(stable_diffusion, DiffusionPipeline):
         parts = _parts_of(stable_diffusion, clip)
         _check_unet(parts["unet"].config, view, type(stable_diffusion).__name__)
@@ -136,7 +143,9 @@ def _parts_of(pipeline: Any, clip: AltCLIP) -> dict[str, Any]:
 def _check_unet(config: Mapping[str, Any], view: AltCLIPTextModel, where: str | PathLike) -> None:
     if config.get("addition_embed_type"):  # Stable Diffusion XL's
         raise ValueError(f"stable_diffusion: {str(where)!r:.80} has a UNet of another kind; {_ALLOWED}")
-    width, ours = config.get("cross_attention_dim"), view.config.project_dim
+    adapter = text_adapter.adapter_of(view)
+    width = config.get("cross_attention_dim")
+    ours = view.config.project_dim if adapter is None else adapter.config.out_dim
     if width != ours:
         raise ValueError(
             f"stable_diffusion: {str(where)!r:.80} has a UNet that takes {width} values a token; "

@@ -9,7 +9,7 @@ from altdiffusion.languages import LANGUAGES
 
 #: Licence of every published AltCLIP and AltDiffusion.
 OPENRAIL = "creativeml-openrail-m"
-_TERMS = "https://huggingface.co/spaces/CompVis/stable-diffusion-license"
+TERMS = "https://huggingface.co/spaces/CompVis/stable-diffusion-license"
 _PAPERS = {
     "AltCLIP": "https://arxiv.org/abs/2211.06679",
     "AltDiffusion": "https://arxiv.org/abs/2308.09991",
@@ -123,7 +123,7 @@ def card(
         changes=changes,
         languages=names if model else f"{names}; more if it is the model of nine languages",
         paper=_PAPERS[family],
-        terms=_TERMS,
+        terms=TERMS,
     )
 
 

@@ -21,6 +21,8 @@ from altdiffusion.reading import check_tensors, check_tokenizer, one_line, read_
 
 #: The published models condition on exactly so many tokens, whatever a tokenizer beside a single file says.
 _PROMPT_LENGTH = 77
+#: The folder of a text adapter beside a pipeline's parts.
+ADAPTER = "adapter"
 _TEXTS = (".json", ".md", ".model", ".txt", ".yaml")
 _WEIGHTS = re.compile(
     r"(diffusion_pytorch_model|pytorch_model|model)(\.(?P<first>\w+))?(-\d+-of-\d+)?(\.(?P<last>\w+))?"
@@ -142,10 +144,11 @@ def load_parts(
             checked[name] = _checked(kind, source.parts[name], where)
     models = parts | checked
     tower, unet = models["text_encoder"], models["unet"]
-    if tower is not None and unet.config.cross_attention_dim != tower.config.project_dim:
+    width = _width(tower, None if "text_encoder" in given else layout.path)
+    if tower is not None and unet.config.cross_attention_dim != width:
         raise refusal(
             layout.path,
-            f"has a text encoder that gives {tower.config.project_dim} values a token; "
+            f"has a text encoder that gives {width} values a token; "
             f"allowed by its UNet: {unet.config.cross_attention_dim}",
         )
     if "tokenizer" not in parts:
@@ -154,6 +157,22 @@ def load_parts(
     if layout.format != "stock pipeline":
         parts = surroundings(source) | parts
     return parts
+
+
+def adapter_config(folder: Path) -> dict[str, Any] | None:
+    """The configuration of the text adapter in `folder`; None where there is none (text_adapter.py)."""
+    file = folder / "config.json"
+    config = read_json(file) if file.is_file() else {}
+    return config if config.get("_class_name") == "TextAdapter" else None
+
+
+def _width(tower: Any, folder: Path | None) -> int | None:
+    """Values a token that reach the UNet: the adapter's where the tower or the model's folder has one."""
+    if tower is None:
+        return None
+    adapter = getattr(tower, "text_adapter", None)
+    config = adapter.config if adapter is not None else adapter_config(folder / ADAPTER) if folder else None
+    return config["out_dim"] if config else tower.config.project_dim
 
 
 def load_altclip(

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
-from altdiffusion import backbone, bundled, cards, checkpoints
+from altdiffusion import backbone, bundled, cards, checkpoints, text_adapter
+from altdiffusion.checkpoints import ADAPTER
 from altdiffusion.model import AltCLIP
 from altdiffusion.prompting import Prompting
 from altdiffusion.runtime import choose_attention, choose_device, choose_dtype
@@ -107,6 +108,8 @@ class _Conditioned(Prompting):
                     str(found.path), dtype=dtype, local_files_only=True, **parts
                 )
             pipeline._folder, pipeline._defaults = found.path, _read_defaults(found.path)
+            if "text_encoder" not in components and checkpoints.adapter_config(found.path / ADAPTER):
+                text_adapter.attach(pipeline.text_encoder, text_adapter.load(found.path, dtype=dtype))
         else:
             pipeline = cls(**parts)
             name = cards.name_of(found.path if name_or_folder is None else name_or_folder)
@@ -127,15 +130,18 @@ class _Conditioned(Prompting):
         revision: str | None = None,
         variant: str | None = None,
         prediction_type: str | None = None,
+        adapter: text_adapter.TextAdapter | str | PathLike | None = None,
     ) -> _Pipeline:
         """Draws with the UNet and VAE of `stable_diffusion`, on `clip`'s own parameters, device and dtype.
 
         `stable_diffusion` is a pipeline, whose parts are shared, or a folder, a file or a Hub name: of
         AltDiffusion, or of any Stable Diffusion 1 or 2 as wide as the AltCLIP, to be aligned by training.
         `form` overrules how the AltCLIP makes its conditioning ("m9", "m18" or "own"). `prediction_type` is
-        for a single file that does not tell.
+        for a single file that does not tell. `adapter`, or its folder, goes between the tower and a UNet that
+        was not trained for it, which may then be of another width.
         """
         arguments = {
+            "adapter": adapter,
             "form": form,
             "revision": revision,
             "variant": variant,
@@ -174,10 +180,11 @@ class _Conditioned(Prompting):
         return made if dtype is None else made.to(dtype=dtype)
 
     def save_pretrained(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
-        """diffusers' folder, and what came with the model: `altclip/`, card, covered emoji, manifest."""
-        with checkpoints.quiet():
-            super().save_pretrained(save_directory, *args, **kwargs)
+        """diffusers' folder, and what came with the model: `altclip/`, `adapter/`, card, emoji, manifest."""
         folder = Path(save_directory)
+        with checkpoints.quiet(), text_adapter.aside(self.text_encoder) as adapter:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        text_adapter.save(adapter, folder)
         checkpoints.forget_paths(folder)
         if self._folder is not None and self._folder.resolve() != folder.resolve():
             for source in self._folder.iterdir():

@@ -24,7 +24,7 @@ from transformers import AltCLIPModel, AltCLIPTextModel, CLIPVisionModelWithProj
 from altdiffusion import bundled, cards, checkpoints, ldm, towers
 from altdiffusion.conditioning import encode_prompts
 from altdiffusion.layouts import LEFTOVERS, Part, Source, detect, read
-from altdiffusion.reading import check_tensors
+from altdiffusion.reading import check_tensors, refusal
 
 Published = Literal["A", "B", "C"]
 #: What the verifying encode reads: three scripts, and the empty prompt that guidance needs.
@@ -158,6 +158,9 @@ def _verified(source: Source, place: Path, target: Path) -> Written:
 
 def _aside(source: Source, target: Path, write: Callable[[Path], Any]) -> Written:
     check_target(target)
+    if checkpoints.adapter_config(source.layout.path / checkpoints.ADAPTER):
+        found = "has an adapter, for which stock models have no place"
+        raise refusal(source.layout.path, f"{found}; allowed: a model whose adapter is folded")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as room:
         place = Path(room) / target.name

@@ -45,4 +45,7 @@ pair text_to_image unet_again
 pair text_to_image english_unet_again
 pair text_to_image concept_alignment
 
+# The same swap with both frozen and a small net between them.
+pair adapter adapter
+
 "$python" -m training.package
