@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from altdiffusion.losses import contrastive_loss, diffusion_loss, distillation_loss
+from altdiffusion.losses import contrastive_loss, diffusion_loss, distillation_loss, sigmoid_loss
 
 
 def test_contrast_is_log_batch_when_all_embeddings_agree():
@@ -44,3 +44,31 @@ def test_min_snr_caps_the_weight_of_the_error_of_x0(kind, scale):
     assert diffusion_loss(prediction, target, snr, kind).item() == pytest.approx(4.0)
     assert diffusion_loss(prediction, target, snr, kind, snr_gamma=5.0).item() == pytest.approx(4 * 2 / scale)
     assert diffusion_loss(prediction, target, snr, kind, snr_gamma=1.0).item() == pytest.approx(4 * 1 / scale)
+
+
+def test_sigmoid_loss_asks_of_each_pair_by_itself():
+    pairs = torch.eye(2)
+    scale, bias = torch.tensor(3.0).log(), torch.tensor(-1.0)
+    # per row: its own pair has logit 3 - 1, the other one 0 - 1
+    expected = math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1))
+    assert sigmoid_loss(pairs, pairs, scale, bias).item() == pytest.approx(expected)
+    alone = sigmoid_loss(pairs, pairs, scale, bias, torch.tensor([5, 5]))
+    assert alone.item() == pytest.approx(math.log(1 + math.exp(-2)))
+
+
+def test_cosine_distillation_leaves_the_length_free():
+    target = torch.tensor([[3.0, 4.0]])
+    states = torch.stack([2 * target, torch.tensor([[4.0, -3.0]])], dim=1)
+    assert distillation_loss(states, target, kind="cosine").item() == pytest.approx(0.0, abs=1e-6)
+    # over both states the mean of 0 and 1
+    assert distillation_loss(states, target, 1.0, "cosine").item() == pytest.approx(0.5)
+
+
+def test_contrastive_distillation_tells_a_target_from_the_others_of_the_batch():
+    target = torch.eye(2)
+    states = target[:, None] * 7
+    other = math.exp(-math.exp(1.5))
+    found = distillation_loss(states, target, kind="contrastive").item()
+    assert found == pytest.approx(math.log(1 + other), rel=1e-4)
+    same = distillation_loss(states, target, kind="contrastive", groups=torch.tensor([1, 1])).item()
+    assert same == pytest.approx(0.0, abs=1e-6)

@@ -52,6 +52,10 @@ class RunConfig:
     log_steps: int = 20
     threads: int = 0
     """CPU threads of each process; 0 leaves PyTorch's choice."""
+    push_to_hub: str | None = None
+    """Hub repository, owner/name, that `model/` is uploaded to at the end; a new one is made private."""
+    licence: str | None = None
+    """Licence of the result, for its card, as the Hub spells it. None: that of what it was made from."""
     dry_run: bool = False
     """Print the resolved configuration and stop."""
 

@@ -2,29 +2,52 @@
 
 Stage 2 of AltCLIP trains the text tower of an AltCLIP against its locked image tower (LiT). With `model` left
 out the same loss trains a small CLIP from nothing on English captions: the teacher of the bundled model.
+
+Every sample is told from the whole batch's, however many processes and accumulated passes share it.
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import AltCLIPModel, AutoModel, AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import (
+    AltCLIPModel,
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+)
 
-from altdiffusion.losses import contrastive_loss
+from altdiffusion import checkpoints
+from altdiffusion.losses import contrastive_loss, sigmoid_loss
+from altdiffusion.model import AltCLIP
+from training.captioned import CaptionedPictures
 from training.captions import Captions, training_scene
 from training.config import OptimConfig, RunConfig, parse
+from training.data import open_pictures, say, state_of_processes
 from training.emoji import load_emoji, pixels
+from training.export import Made, data_of, finish
 from training.loop import Run
+from training.pictures import PicturesConfig
+from training.sources import shorten
 from training.stage import run_stage
 from training.tokenizers import train_clip_tokenizer
+from training.whole_batch import WholeBatch, whole_batches
 
 #: CLIP's own normalisation (openai/clip-vit-large-patch14, preprocessor_config.json); every published AltCLIP
 #: has it too.
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+#: Where SigLIP's factor (as its log) and bias start (Zhai et al. 2023, section 3.2).
+SIGLIP_SCALE, SIGLIP_BIAS = np.log(10.0), -10.0
 
 
 @dataclass(frozen=True)
@@ -48,14 +71,36 @@ class ContrastConfig:
     output_dir: Path
     model: Path | None = None
     """AltCLIP folder whose text tower is trained, or CLIP folder that goes on whole. None: a new CLIP."""
+    loss: Literal["infonce", "siglip"] = "infonce"
+    """infonce: CLIP's and the paper's. siglip: each pair by itself; scale and bias start anew."""
+    lock_image: bool | None = None
+    """Keep the image tower as it is. None: an AltCLIP's is locked, as in the paper, a CLIP's is not."""
+    data: str = ""
+    """Pictures with captions, in the place of the emoji: a folder, a file, or a data set's name."""
+    reading: PicturesConfig = field(default_factory=PicturesConfig)
+    """How `data` is read. The pictures are scaled to `size`, in no buckets."""
     languages: tuple[str, ...] = ()
     """Caption languages; empty means all."""
     size: int = 64
+    """Side of the pictures in pixels; that of `model`, where one is given."""
     counts: tuple[int, ...] = (1, 1, 1, 2, 3, 4)
     """Emoji in a scene, drawn evenly from this list."""
     towers: TowersConfig = field(default_factory=TowersConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        if self.lock_image and self.model is None:
+            raise ValueError(
+                "lock_image: True with a new CLIP, whose image tower has learnt nothing; give model"
+            )
+        if self.data and self.model is None:
+            raise ValueError(
+                f"data: {shorten(self.data)} with a new CLIP, whose tokenizer knows emoji alone; give model"
+            )
+        for name in ("streaming", "buckets"):
+            if value := getattr(self.reading, name):
+                raise ValueError(f"reading.{name}: {value!r} is for text_to_image; leave it out")
 
 
 class CaptionedScenes(torch.utils.data.Dataset):
@@ -63,8 +108,8 @@ class CaptionedScenes(torch.utils.data.Dataset):
 
     items = None
 
-    def __init__(self, config: ContrastConfig, tokenizer) -> None:
-        self.config, self.tokenizer = config, tokenizer
+    def __init__(self, config: ContrastConfig) -> None:
+        self.config = config
         self.emoji = load_emoji()
         self.captions = Captions(self.emoji)
 
@@ -76,16 +121,25 @@ class CaptionedScenes(torch.utils.data.Dataset):
         tag = self.captions.random_language(random, scene.characters, self.config.languages)
         return scene, self.captions.caption(scene, tag, random)
 
-    def collate(self, items: list) -> dict[str, Tensor]:
+    def collate(self, items: list) -> tuple[Tensor, list[str], Tensor]:
         scenes, texts = zip(*items, strict=True)
-        tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
         groups = [hash(tuple(sorted(map(ord, scene.characters)))) for scene in scenes]
-        return {
-            "pixel_values": normalised(torch.from_numpy(pixels(list(scenes), self.config.size))),
-            "input_ids": tokens.input_ids,
-            "attention_mask": tokens.attention_mask,
-            "groups": torch.tensor(groups),
-        }
+        return (
+            torch.from_numpy(pixels(list(scenes), self.config.size)),
+            list(texts),
+            torch.tensor(groups),
+        )
+
+
+def inputs(images: Tensor, texts: list[str], groups: Tensor, tokenizer: Any) -> dict[str, Tensor]:
+    """What the stage takes."""
+    tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+    return {
+        "pixel_values": normalised(images),
+        "input_ids": tokens.input_ids,
+        "attention_mask": tokens.attention_mask,
+        "groups": groups,
+    }
 
 
 def normalised(images: Tensor) -> Tensor:
@@ -97,22 +151,78 @@ def normalised(images: Tensor) -> Tensor:
 class Contrast(nn.Module):
     """A CLIP (or AltCLIP) and the loss in one module. A locked image tower is run without gradients."""
 
-    def __init__(self, clip: CLIPModel | AltCLIPModel, locked: bool) -> None:
+    def __init__(self, clip: CLIPModel | AltCLIPModel, locked: bool, loss: str = "infonce") -> None:
         super().__init__()
         self.clip, self.locked = clip, locked
+        self.accelerator: Accelerator | None = None
+        self.logit_bias = None
         if locked:
             for part in (clip.vision_model, clip.visual_projection):
                 part.requires_grad_(False)
+        if loss == "siglip":
+            clip.logit_scale.data.fill_(SIGLIP_SCALE)
+            self.logit_bias = nn.Parameter(torch.tensor(SIGLIP_BIAS))
+
+    def image(self, pixel_values: Tensor) -> Tensor:
+        with torch.set_grad_enabled(not self.locked and torch.is_grad_enabled()):
+            features = self.clip.get_image_features(pixel_values=pixel_values).pooler_output
+        return F.normalize(features.float(), dim=-1)
+
+    def text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        features = self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
+        return F.normalize(features.pooler_output.float(), dim=-1)
 
     def forward(
-        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, groups: Tensor
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        groups: Tensor,
+        whole: WholeBatch | None = None,
     ) -> Tensor:
-        with torch.set_grad_enabled(not self.locked and torch.is_grad_enabled()):
-            image = self.clip.get_image_features(pixel_values=pixel_values).pooler_output
-        text = self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
-        image, text = (F.normalize(features.float(), dim=-1) for features in (image, text))
-        scale = self.clip.logit_scale.clamp(max=np.log(100.0))
-        return contrastive_loss(image, text, scale, groups)
+        """`whole` is the step's, where this is one of several passes."""
+        text = self.text(input_ids, attention_mask)
+        image = whole.image if self.locked and whole is not None else self.image(pixel_values)
+        if whole is None and self.accelerator is not None and self.accelerator.num_processes > 1:
+            (whole,) = whole_batches(self.accelerator, [image], [text], [groups])
+        if whole is not None:
+            image = whole.image if self.locked else whole.around(whole.image, image)
+            text, groups = whole.around(whole.text, text), whole.groups
+        if self.logit_bias is not None:
+            return sigmoid_loss(image, text, self.clip.logit_scale, self.logit_bias, groups)
+        return contrastive_loss(image, text, self.clip.logit_scale.clamp(max=np.log(100.0)), groups)
+
+
+def steps(run: Run, dataset: Any, tokenizer: Any) -> Iterator[list[dict[str, Tensor]]]:
+    """The passes of each step together: none of them can be trained before all have been embedded."""
+    passes = []
+    for images, texts, groups in run.batches(dataset):
+        batch = inputs(images, texts, groups, tokenizer)
+        passes.append({name: part.to(run.accelerator.device) for name, part in batch.items()})
+        if len(passes) == run.config.run.gradient_accumulation_steps:
+            yield passes
+            passes = []
+
+
+def pass_losses(run: Run, stage: Contrast, passes: list[dict[str, Tensor]]) -> Iterator[Tensor]:
+    """The loss of each pass: that of the whole step, with the gradient of its own samples."""
+    if len(passes) == 1:
+        with run.accelerator.autocast():
+            loss = run.model(**passes[0])
+        yield loss  # outside: the backward pass runs where this is taken up
+        return
+    seed, images, texts = torch.initial_seed(), [], []
+    with torch.no_grad(), run.accelerator.autocast():
+        for number, batch in enumerate(passes):
+            torch.manual_seed(seed + number)
+            texts.append(stage.text(batch["input_ids"], batch["attention_mask"]))
+            images.append(stage.image(batch["pixel_values"]))
+    wholes = whole_batches(run.accelerator, images, texts, [batch["groups"] for batch in passes])
+    for number, (batch, whole) in enumerate(zip(passes, wholes, strict=True)):
+        torch.manual_seed(seed + number)  # dropout has to fall as it fell when the pass was embedded
+        with run.accelerator.autocast():
+            loss = run.model(**batch, whole=whole)
+        yield loss
 
 
 def build_clip(config: ContrastConfig, vocabulary: int) -> CLIPModel:
@@ -144,39 +254,68 @@ def build_clip(config: ContrastConfig, vocabulary: int) -> CLIPModel:
     )
 
 
-def build(config: ContrastConfig):
-    """Model and tokenizer: those of `config.model`, or new ones."""
+def build(config: ContrastConfig) -> tuple[Any, Any, dict[str, Tensor] | None]:
+    """Model and tokenizer: those of `config.model`, or new ones; an m18's generation head goes along."""
     if config.model is not None:
+        found: Any = AutoConfig.from_pretrained(config.model)
+        if found.model_type not in ("altclip", "clip"):
+            name = f"{str(config.model)!r:.80} is {found.model_type}"
+            raise ValueError(f"model: {name}; allowed: an AltCLIP or a CLIP")
+        if (size := found.vision_config.image_size) != config.size:
+            raise ValueError(f"size: {config.size}; allowed by {str(config.model)!r:.80}: {size}")
+        if found.model_type == "altclip" and checkpoints.find(str(config.model)).form == "m18":
+            whole = AltCLIP.from_pretrained(str(config.model), dtype=torch.float32, device="cpu")
+            return whole.model, whole.tokenizer, whole.generation_head
         clip = AutoModel.from_pretrained(config.model, dtype=torch.float32)
-        return clip, AutoTokenizer.from_pretrained(config.model)
+        return clip, AutoTokenizer.from_pretrained(config.model), None
     tokenizer = train_clip_tokenizer(
         Captions(load_emoji()).corpus(*config.languages), config.towers.vocab_size
     )
-    return build_clip(config, len(tokenizer)), tokenizer
+    return build_clip(config, len(tokenizer)), tokenizer, None
 
 
 def train(config: ContrastConfig) -> None:
+    opened = open_pictures(config.data, config.reading, config.languages) if config.data else None
     torch.manual_seed(config.run.seed)
-    clip, tokenizer = build(config)
-    run = Run.start(config, Contrast(clip, locked=isinstance(clip, AltCLIPModel)))
-    if run.accelerator.num_processes > 1:
-        raise ValueError(f"processes: {run.accelerator.num_processes}; this stage runs on one")
-    for batch in run.batches(CaptionedScenes(config, tokenizer)):
-        with run.accelerator.autocast():
-            loss = run.model(**{name: part.to(run.accelerator.device) for name, part in batch.items()})
-        run.step(loss)
-    export(run.trained().clip, tokenizer, config)
+    clip, tokenizer, head = build(config)
+    locked = isinstance(clip, AltCLIPModel) if config.lock_image is None else config.lock_image
+    stage = Contrast(clip, locked, config.loss)
+    run = Run.start(config, stage)
+    stage.accelerator = run.accelerator
+    dataset: Any = CaptionedScenes(config)
+    if opened is not None:
+        say(opened, tokenizer, state_of_processes())
+        dataset = CaptionedPictures(opened, config.run, config.size)
+    for passes in steps(run, dataset, tokenizer):
+        for loss in pass_losses(run, stage, passes):
+            run.step(loss)
+    if run.accelerator.is_main_process:
+        export(run.trained(), tokenizer, config, head)
+        made = Made(
+            title="AltCLIP" if isinstance(clip, AltCLIPModel) else "CLIP",
+            stage="contrastive learning (Chen et al. 2022, section 3.3)",
+            library="transformers",
+            task="zero-shot-image-classification",
+            bases={"model": config.model},
+            **data_of(opened, config.languages),
+        )
+        finish(config, made)
 
 
-def export(clip, tokenizer, config: ContrastConfig) -> None:
+def export(trained: Any, tokenizer, config: ContrastConfig, head: dict[str, Tensor] | None) -> None:
     """A plain transformers folder, with the processor that fits the pictures' size."""
-    folder = config.output_dir / "model"
-    clip.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    processor(config.size).save_pretrained(folder)
+    folder, clip = config.output_dir / "model", trained.clip
+    if head is not None:
+        whole = AltCLIP(clip, tokenizer, processor(config.size), form="m18", generation_head=head)
+        whole.save_pretrained(folder)
+    else:
+        clip.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        processor(config.size).save_pretrained(folder)
     report = {
         "logit_scale": clip.logit_scale.exp().item(),
         "samples": config.run.max_train_steps * config.run.batch_size,
+        **({} if trained.logit_bias is None else {"logit_bias": trained.logit_bias.item()}),
     }
     (config.output_dir / "report.json").write_text(json.dumps(report, indent=1))
 

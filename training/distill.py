@@ -8,6 +8,7 @@ and projections.
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,21 +17,35 @@ from torch import Tensor, nn
 from transformers import (
     AltCLIPConfig,
     AltCLIPModel,
-    AltCLIPTextConfig,
     AltCLIPTextModel,
+    AutoConfig,
     AutoTokenizer,
     CLIPImageProcessor,
     CLIPModel,
 )
 
+from altdiffusion import checkpoints
 from altdiffusion.conditioning import encode_trimmed
 from altdiffusion.languages import LANGUAGES
 from altdiffusion.losses import distillation_loss
+from altdiffusion.model import AltCLIP
 from training.captions import Captions, training_scene
 from training.config import OptimConfig, RunConfig, parse
+from training.data import open_text, parallel_text
 from training.emoji import centred, load_emoji
+from training.export import Made, data_of, finish
 from training.loop import Run
+from training.multilingual import SourceConfig
+from training.sources import shorten
 from training.stage import run_stage
+from training.student import (
+    StudentConfig,
+    build_student,
+    still,
+    student_from_backbone,
+    student_of,
+    two_states,
+)
 from training.tokenizers import train_xlmr_tokenizer
 
 #: Texts encoded at a time.
@@ -40,26 +55,24 @@ REMEMBERED = 100_000
 
 
 @dataclass(frozen=True)
-class StudentConfig:
-    """Shape of the XLM-R student; its project_dim is the teacher's text width."""
-
-    vocab_size: int = 16000
-    hidden_size: int = 256
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 4
-    max_position_embeddings: int = 514
-    """XLM-R's: 512 tokens and two positions that padding takes."""
-
-
-@dataclass(frozen=True)
 class DistillConfig:
     """Stage 1, teacher learning: the student repeats the CLIP text tower's pooled output."""
 
     output_dir: Path
     teacher: Path
-    """transformers folder of the CLIP whose text tower is imitated."""
+    """CLIP whose text tower is imitated: a transformers folder or a Hub name."""
     model: Path | None = None
     """AltCLIP folder whose text tower to go on from. None starts a new student."""
+    form: Literal["own", "m18"] = "own"
+    """own: one head for search and drawing. m18: a second one on the states before the last layer, which
+    conditions a UNet and learns what the teacher says there, as the UNets of Stable Diffusion 2 heard it."""
+    loss: Literal["mse", "cosine", "contrastive"] = "mse"
+    """mse: the paper's. cosine: the direction alone. contrastive: told from the other texts of the batch."""
+    freeze_embeddings: bool = False
+    """Leave the word embeddings as they are: half of an XLM-R-large, a fifth of each step's time."""
+    data: str = ""
+    """Parallel text, in the place of the emoji's names: a folder, a file, or a data set's name."""
+    reading: SourceConfig = field(default_factory=SourceConfig)
     counts: tuple[int, ...] = (1,) * 8 + (2, 3)
     """Emoji in a caption, drawn evenly from this list."""
     sequence_weight: float = 0.5
@@ -71,6 +84,29 @@ class DistillConfig:
     student: StudentConfig = field(default_factory=StudentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        passes = self.run.gradient_accumulation_steps
+        if self.loss == "contrastive" and passes > 1:
+            raise ValueError(
+                f"run.gradient_accumulation_steps: {passes} with loss contrastive, which compares the whole "
+                "batch; allowed: 1"
+            )
+        if self.model is not None and self.student.backbone is not None:
+            raise ValueError(
+                f"student.backbone: {str(self.student.backbone)!r:.80} with model {str(self.model)!r:.80}; "
+                "allowed: one of the two"
+            )
+        if self.data and self.model is None and self.student.backbone is None:
+            raise ValueError(
+                f"data: {shorten(self.data)} with a new student, whose tokenizer knows emoji alone; "
+                "allowed: with model or student.backbone"
+            )
+        if self.freeze_embeddings and self.model is None and self.student.backbone is None:
+            raise ValueError(
+                "freeze_embeddings: True with a new student, which has learnt no words; "
+                "allowed: with model or student.backbone"
+            )
 
 
 class ParallelCaptions(torch.utils.data.Dataset):
@@ -107,6 +143,16 @@ class Teacher:
         tower = self.tower.to(device)
         return tower(tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output.float()
 
+    @torch.no_grad()
+    def penultimate(self, texts: list[str], device: torch.device | str = "cpu") -> Tensor:
+        """(texts, dim): the same from the layer before the last, what Stable Diffusion 2 conditions on."""
+        tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(device)
+        tower = self.tower.to(device)
+        output = tower(tokens.input_ids, attention_mask=tokens.attention_mask, output_hidden_states=True)
+        end = tokens.attention_mask.sum(1) - 1  # the first end-of-text token: the others are padding
+        rows = torch.arange(len(texts), device=end.device)
+        return tower.final_layer_norm(output.hidden_states[-2])[rows, end].float()
+
 
 def whitening(states: Tensor, floor: float) -> Tensor:
     """Symmetric (dim, dim) change of coordinates after which `states` have the same power in all directions.
@@ -119,88 +165,153 @@ def whitening(states: Tensor, floor: float) -> Tensor:
 
 
 class Distillation(nn.Module):
-    """Student, frozen teacher and loss in one module."""
+    """Student, frozen teacher and loss in one module. `generation_head` is m18's `transformation_pre`."""
 
     def __init__(
-        self, student: AltCLIPTextModel, tokenizer, teacher: "Teacher", change: Tensor, weight: float
+        self,
+        student: AltCLIPTextModel,
+        tokenizer,
+        teacher: "Teacher",
+        change: Tensor,
+        config: DistillConfig,
+        generation_head: nn.Linear | None = None,
     ) -> None:
         super().__init__()
-        self.student, self.tokenizer, self.weight, self.change = student, tokenizer, weight, change
+        self.student, self.tokenizer, self.change, self.config = student, tokenizer, change, config
+        self.generation_head = generation_head
         # Held outside the module tree: it has nothing to train, save or average.
         self.frozen = (teacher,)
         self.targets: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def target(self, english: list[str]) -> Tensor:
-        """The teacher's pooled outputs, remembered: the same names come again and again."""
+        """(texts, heads, dim): what the teacher says, remembered: the same names come again and again."""
         if len(self.targets) > REMEMBERED:
             self.targets.clear()
         new = [text for text in dict.fromkeys(english) if text not in self.targets]
         if new:
-            pooled = self.frozen[0].pooled(new, self.student.device)
-            self.targets.update(zip(new, pooled @ self.change.to(pooled.device), strict=True))
+            teacher, device = self.frozen[0], self.student.device
+            pooled = teacher.pooled(new, device)
+            heads = [pooled @ self.change.to(pooled.device)]
+            if self.generation_head is not None:
+                heads.append(teacher.penultimate(new, device))
+            self.targets.update(zip(new, torch.stack(heads, dim=1), strict=True))
         return torch.stack([self.targets[text] for text in english])
+
+    def states(self, texts: list[str]) -> list[Tensor]:
+        """(texts, tokens, dim) of each head."""
+        if self.generation_head is None:
+            return [encode_trimmed(self.student, self.tokenizer, texts)[0]]
+        states, before_last = two_states(self.student, self.tokenizer, texts)
+        return [states, self.generation_head(before_last)]
 
     def forward(self, texts: list[str], english: list[str]) -> Tensor:
         losses = []
-        for first in range(0, len(texts), CHUNK):
-            part = slice(first, first + CHUNK)
-            states, _ = encode_trimmed(self.student, self.tokenizer, texts[part])
-            loss = distillation_loss(states.float(), self.target(english[part]), self.weight)
-            losses.append(loss * len(states))
+        chunk = len(texts) if self.config.loss == "contrastive" else CHUNK
+        for first in range(0, len(texts), chunk):
+            part = slice(first, first + chunk)
+            groups = None
+            if self.config.loss == "contrastive":
+                groups = torch.tensor([english.index(text) for text in english], device=self.student.device)
+            states, target = self.states(texts[part]), self.target(english[part])
+            for head, of_head in enumerate(states):
+                loss = distillation_loss(
+                    of_head.float(), target[:, head], self.config.sequence_weight, self.config.loss, groups
+                )
+                losses.append(loss * len(of_head))
         return torch.stack(losses).sum() / len(texts)
 
 
-def build_student(config: StudentConfig, vocabulary: int, teacher: CLIPModel) -> AltCLIPTextModel:
-    return AltCLIPTextModel(
-        AltCLIPTextConfig(
-            vocab_size=vocabulary,
-            hidden_size=config.hidden_size,
-            intermediate_size=4 * config.hidden_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            max_position_embeddings=config.max_position_embeddings,
-            type_vocab_size=1,
-            project_dim=teacher.config.text_config.hidden_size,
-            hidden_dropout_prob=0.0,  # the target is exact: noise in the student would only slow it
-            attention_probs_dropout_prob=0.0,
-            bos_token_id=0,
-            pad_token_id=1,
-            eos_token_id=2,
-            use_attention_mask=True,  # tells diffusers' own pipelines to pass the mask
-        )
-    )
+def build(config: DistillConfig, width: int) -> tuple[AltCLIPTextModel, Any, nn.Linear | None]:
+    """Student, tokenizer and, in form m18, the generation head."""
+    state = None
+    if config.model is not None:
+        student, tokenizer, state = student_of(config.model, config.form)
+        if student.config.project_dim != width:
+            raise ValueError(
+                f"model: {str(config.model)!r:.80} repeats a teacher of width {student.config.project_dim}, "
+                f"{str(config.teacher)!r:.80} has {width}; allowed: the same"
+            )
+    elif config.student.backbone is not None:
+        student, tokenizer = student_from_backbone(config.student.backbone, width)
+    else:
+        tokenizer = train_xlmr_tokenizer(Captions(load_emoji()).corpus(), config.student.vocab_size)
+        student = build_student(config.student, len(tokenizer), width)
+    still(student)
+    if config.freeze_embeddings:
+        student.roberta.embeddings.word_embeddings.requires_grad_(False)
+    if config.form == "own":
+        return student, tokenizer, None
+    head = nn.Linear(student.config.hidden_size, width)
+    head.load_state_dict(state or student.transformation.state_dict())
+    return student, tokenizer, head
+
+
+def check_towers(config: DistillConfig) -> None:
+    """Refuses, before a weight is read, a teacher that is no CLIP and a form that would lose a head."""
+    if (found := AutoConfig.from_pretrained(config.teacher).model_type) != "clip":
+        raise ValueError(f"teacher: {str(config.teacher)!r:.80} is {found}; allowed: a CLIP")
+    if config.model is not None and config.form == "own":
+        form = checkpoints.find(str(config.model)).form
+        if form == "m18":
+            raise ValueError(f"form: own, and {str(config.model)!r:.80} has m18's two heads; allowed: m18")
 
 
 def train(config: DistillConfig) -> None:
+    check_towers(config)
+    opened = open_text(config.data, config.reading) if config.data else None
     torch.manual_seed(config.run.seed)
     teacher = CLIPModel.from_pretrained(config.teacher, dtype=torch.float32)
-    if config.model is not None:
-        student, tokenizer = (
-            AltCLIPModel.from_pretrained(config.model, dtype=torch.float32).text_model,
-            AutoTokenizer.from_pretrained(config.model),
-        )
-    else:
-        tokenizer = train_xlmr_tokenizer(Captions(load_emoji()).corpus(), config.student.vocab_size)
-        student = build_student(config.student, len(tokenizer), teacher)
+    student, tokenizer, head = build(config, teacher.config.text_config.hidden_size)
     guide = Teacher(teacher, AutoTokenizer.from_pretrained(config.teacher))
     change = torch.eye(teacher.config.text_config.hidden_size)
     if config.whiten is not None:
         emoji = load_emoji()
         change = whitening(guide.pooled([emoji.names["en"][c] for c in emoji.characters]), config.whiten)
-    stage = Distillation(student, tokenizer, guide, change, config.sequence_weight)
+    stage = Distillation(student, tokenizer, guide, change, config, head)
+    pairs: Any = (
+        ParallelCaptions(config.run.seed, config.counts)
+        if opened is None
+        else parallel_text(opened, config.run, tokenizer)
+    )
     run = Run.start(config, stage)
-    for texts, english in run.batches(ParallelCaptions(config.run.seed, config.counts)):
+    if config.loss == "contrastive" and run.accelerator.num_processes > 1:
+        raise ValueError("loss: contrastive compares the whole batch; allowed on one process alone")
+    for texts, english in run.batches(pairs):
         with run.accelerator.autocast():
             loss = run.model(texts, english)
         run.step(loss)
     if run.accelerator.is_main_process:
-        student = run.trained().student
-        assemble(student, teacher, change).save_pretrained(config.output_dir / "model")
-        tokenizer.save_pretrained(config.output_dir / "model")
-        CLIPImageProcessor.from_pretrained(config.teacher).save_pretrained(config.output_dir / "model")
-        figures = name_retrieval(student, tokenizer)
+        trained: Any = run.trained()
+        export(trained, teacher, config)
+        figures = opened.report() if opened else name_retrieval(trained.student, tokenizer)
         (config.output_dir / "report.json").write_text(json.dumps(figures, indent=1))
+        made = Made(
+            title="AltCLIP",
+            stage="teacher learning (Chen et al. 2022, section 3.2)",
+            library="transformers",
+            task="zero-shot-image-classification",
+            bases={"teacher": config.teacher, "student": config.model or config.student.backbone},
+            **data_of(opened),
+            figures={} if opened else figures,
+            metric="R@1 of a language's names among the English ones",
+        )
+        finish(config, made)
+
+
+def export(trained: Distillation, teacher: CLIPModel, config: DistillConfig) -> None:
+    """An AltCLIP folder; of form m18 with the generation head under its published name."""
+    folder, head = config.output_dir / "model", trained.generation_head
+    altclip = assemble(trained.student, teacher, trained.change)
+    processor = CLIPImageProcessor.from_pretrained(config.teacher)
+    if head is not None:
+        AltCLIP(
+            altclip, trained.tokenizer, processor, form="m18", generation_head=dict(head.state_dict())
+        ).save_pretrained(folder)
+        return
+    altclip.save_pretrained(folder)
+    trained.tokenizer.save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
 def assemble(student: AltCLIPTextModel, teacher: CLIPModel, change: Tensor | None = None) -> AltCLIPModel:

@@ -193,8 +193,7 @@ class Run:
         bar = tqdm(total=total, initial=self.progress.step, unit="step", disable=None, dynamic_ncols=True)
         self.model.train()
         for batch in loader:
-            if self.part == 0:
-                self.seed_step()
+            self.seed_pass()
             before = self.progress.step
             yield batch
             bar.update(self.progress.step - before)
@@ -205,29 +204,31 @@ class Run:
         if self.part == 0:
             self.save()
 
-    def seed_step(self) -> None:
+    def seed_pass(self) -> None:
         """Dropout draws from a stream that step and process fix, noise from one that the step fixes."""
         key = (self.config.run.seed, self.progress.step)
-        torch.manual_seed(
-            int(np.random.default_rng((*key, 1 + self.accelerator.process_index)).integers(2**62))
-        )
+        if self.part == 0:
+            torch.manual_seed(
+                int(np.random.default_rng((*key, 1 + self.accelerator.process_index)).integers(2**62))
+            )
         self.noise_generator = torch.Generator().manual_seed(
             int(np.random.default_rng((*key, 0)).integers(2**62))
         )
 
     def noise(self, *shape: int) -> Tensor:
-        """Normal noise for this process's samples: their rows of the whole batch's noise."""
+        """Normal noise for this pass's samples: their rows of the whole batch's noise."""
         return self.rows(
             lambda whole: torch.randn(whole, *shape[1:], generator=self.noise_generator), shape[0]
         )
 
     def uniform(self, items: int) -> Tensor:
-        """One number in [0, 1) for each of this process's samples, by the same rule."""
+        """One number in [0, 1) for each of this pass's samples, by the same rule."""
         return self.rows(lambda whole: torch.rand(whole, generator=self.noise_generator), items)
 
     def rows(self, draw: Any, items: int) -> Tensor:
-        whole = draw(items * self.accelerator.num_processes)
-        first = items * self.accelerator.process_index
+        processes = self.accelerator.num_processes
+        whole = draw(items * processes * self.config.run.gradient_accumulation_steps)
+        first = items * (self.part * processes + self.accelerator.process_index)
         return whole[first : first + items].to(self.accelerator.device)
 
     def step(self, loss: Tensor) -> None:

@@ -13,6 +13,7 @@ from transformers import AltCLIPModel, AutoTokenizer, CLIPImageProcessor
 
 from altdiffusion import bundled
 from altdiffusion.languages import LANGUAGES
+from training import export
 from training.config import RunConfig, parse
 from training.emoji import load_emoji
 from training.stage import run_stage
@@ -76,6 +77,7 @@ def package(config: PackageConfig) -> None:
         file.chmod(0o644)  # they come out for their owner alone; whoever installs the package shall read them
     bundled.write_manifest(aside)
     replace_folder(aside, config.output)
+    export.upload(config.output, config.run.push_to_hub, "The emoji model")
 
 
 def replace_folder(new: Path, old: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from training import export
 from training.config import as_tree
 
 
@@ -18,6 +19,7 @@ def run_stage(config: Any, train: Callable[[Any], None]) -> None:
         print(yaml.safe_dump(as_tree(config), sort_keys=False, allow_unicode=True), end="")
         return
     try:
+        export.check(config)
         train(config)
     except (ValueError, FileNotFoundError) as error:
         print(error, file=sys.stderr)

@@ -1,0 +1,148 @@
+"""Teacher learning's options: its losses, m18's second head, and where a student comes from."""
+
+import json
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import AltCLIPModel, AutoTokenizer, BertConfig, CLIPModel, XLMRobertaConfig, XLMRobertaModel
+
+from altdiffusion import AltCLIP, AltDiffusionPipeline
+from tests.fakes import SENTENCES, tiny_tokenizer
+from tests.training.conftest import flags, tiny_clip
+from training.config import parse
+from training.distill import DistillConfig, Teacher, train
+from training.student import student_from_backbone
+from training.tower import TextTower
+
+WORDS = "text_model.roberta.embeddings.word_embeddings.weight"
+
+
+def config(folder, steps, teacher, more="") -> DistillConfig:
+    return parse(DistillConfig, flags(folder, steps, f"--teacher {teacher} {more}"))
+
+
+def losses(folder) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("kind", ["mse", "cosine", "contrastive"])
+def test_each_loss_is_learnt(kind, teacher, altclip, tmp_path):
+    more = f"--model {altclip} --loss {kind} --optim.learning-rate 5e-3 --run.batch-size 16"
+    train(config(tmp_path, 30, teacher, more))
+    found = losses(tmp_path)
+    assert sum(found[-5:]) < 0.9 * sum(found[:5])
+
+
+def test_the_teachers_state_before_the_last_layer_is_that_of_its_end_of_text(teacher):
+    clip, tokenizer = CLIPModel.from_pretrained(teacher), AutoTokenizer.from_pretrained(teacher)
+    guide = Teacher(clip, tokenizer)
+    texts = ["a cat", "a red cat and a green apple"]
+    found = guide.penultimate(texts)
+    for row, text in zip(found, texts, strict=True):
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        states = clip.text_model(ids, output_hidden_states=True).hidden_states[-2]
+        assert_close(row, clip.text_model.final_layer_norm(states)[0, -1])
+    assert not torch.allclose(found, guide.pooled(texts))
+
+
+def test_form_m18_trains_a_head_of_its_own_that_conditions_the_unet(teacher, altclip, drawing, tmp_path):
+    train(config(tmp_path, 2, teacher, f"--model {altclip} --form m18 --optim.learning-rate 1e-3"))
+    clip = AltCLIP.from_pretrained(tmp_path / "model")
+    assert clip.form == "m18"
+    head = clip.generation_head
+    assert head is not None
+    assert not head["weight"].equal(clip.model.text_model.transformation.weight)
+    prompt = SENTENCES["en"]
+    inputs = clip.tokenizer(prompt, return_tensors="pt")
+    hidden = clip.model.text_model(**inputs, output_hidden_states=True).hidden_states[-2]
+    expected = torch.nn.functional.linear(clip.model.text_model.pre_LN(hidden), head["weight"], head["bias"])
+    length = expected.shape[1]
+    assert_close(TextTower(tmp_path / "model").encode([prompt])[:, :length], expected)
+    pipeline = AltDiffusionPipeline.from_altclip(clip, drawing)
+    states = pipeline.text_encoder(inputs.input_ids, attention_mask=inputs.attention_mask).last_hidden_state
+    assert_close(states, expected)
+
+
+def test_both_heads_learn_what_the_teacher_says(teacher, altclip, tmp_path):
+    more = f"--model {altclip} --form m18 --optim.learning-rate 5e-3 --run.batch-size 16 --sequence-weight 0"
+    train(config(tmp_path, 40, teacher, more))
+    assert losses(tmp_path)[-1] < 0.7 * losses(tmp_path)[0]
+    with pytest.raises(ValueError, match=r"^form: own, and '.*' has m18's two heads; allowed: m18"):
+        train(config(tmp_path / "own", 1, teacher, f"--model {tmp_path / 'model'}"))
+    train(config(tmp_path / "more", 1, teacher, f"--model {tmp_path / 'model'} --form m18"))
+    before, after = (
+        AltCLIP.from_pretrained(tmp_path / name).generation_head for name in ("model", "more/model")
+    )
+    assert 0 < (after["weight"] - before["weight"]).abs().max() < 1e-3
+
+
+@pytest.fixture
+def backbone(tmp_path):
+    tokenizer = tiny_tokenizer()
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    settings = XLMRobertaConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=82, type_vocab_size=1, **shape
+    )
+    XLMRobertaModel(settings).save_pretrained(tmp_path / "xlmr")
+    tokenizer.save_pretrained(tmp_path / "xlmr")
+    return tmp_path / "xlmr"
+
+
+def test_a_student_starts_with_the_body_of_an_xlm_r(backbone, teacher, tmp_path):
+    body = XLMRobertaModel.from_pretrained(backbone).eval()
+    student, tokenizer = student_from_backbone(backbone, 24)
+    inputs = tokenizer(list(SENTENCES.values()), padding=True, return_tensors="pt")
+    hidden = student.eval().roberta(inputs.input_ids, attention_mask=inputs.attention_mask).last_hidden_state
+    assert_close(hidden, body(inputs.input_ids, attention_mask=inputs.attention_mask).last_hidden_state)
+    assert student.config.project_dim == 24
+    more = f"--student.backbone {backbone} --freeze-embeddings True --optim.learning-rate 1e-3"
+    train(config(tmp_path / "run", 2, teacher, more))
+    after = AltCLIPModel.from_pretrained(tmp_path / "run/model").text_model.roberta
+    assert after.embeddings.word_embeddings.weight.equal(body.embeddings.word_embeddings.weight)
+    moved = after.encoder.layers[0].output.dense.weight
+    assert not moved.equal(body.encoder.layer[0].output.dense.weight)
+
+
+def test_word_embeddings_move_unless_they_are_frozen(teacher, altclip, tmp_path):
+    train(config(tmp_path, 1, teacher, f"--model {altclip}"))
+    before, after = (
+        AltCLIPModel.from_pretrained(path).state_dict() for path in (altclip, tmp_path / "model")
+    )
+    assert not before[WORDS].equal(after[WORDS])
+
+
+def test_what_does_not_fit_is_refused_before_training(teacher, altclip, tmp_path, capsys):
+    BertConfig().save_pretrained(tmp_path / "bert")
+    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    wide = tiny_clip(len(tokenizer), width=48)
+    wide.save_pretrained(tmp_path / "wide")
+    cases = {
+        r"^teacher: '.*' is altclip; allowed: a CLIP": (altclip, f"--model {altclip}"),
+        r"^student\.backbone: '.*' is bert; allowed: xlm-roberta": (
+            teacher,
+            f"--student.backbone {tmp_path / 'bert'}",
+        ),
+        r"^model: '.*' repeats a teacher of width 32, '.*' has 48": (tmp_path / "wide", f"--model {altclip}"),
+    }
+    for message, (guide, more) in cases.items():
+        with pytest.raises(ValueError, match=message):
+            train(config(tmp_path / "out", 1, guide, more))
+    cases = {
+        "run.gradient_accumulation_steps: 2 with loss contrastive": (
+            "--loss contrastive --run.gradient-accumulation-steps 2"
+        ),
+        "student.backbone: 'a' with model 'b'": "--student.backbone a --model b",
+        "freeze_embeddings: True with a new student": "--freeze-embeddings True",
+    }
+    for message, more in cases.items():
+        with pytest.raises(SystemExit):
+            config(tmp_path / "out", 1, teacher, more)
+        assert message in " ".join(capsys.readouterr().err.replace("│", "").split())
+
+
+def test_accumulated_passes_train_as_the_one_big_batch(teacher, altclip, tmp_path):
+    more = f"--model {altclip} --run.batch-size 8 --sequence-weight 0"  # else a pass weighs its own padding
+    train(config(tmp_path / "one", 3, teacher, more))
+    train(config(tmp_path / "four", 3, teacher, f"{more} --run.gradient-accumulation-steps 4"))
+    assert_close(losses(tmp_path / "one"), losses(tmp_path / "four"), rtol=0, atol=1e-6)

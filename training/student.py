@@ -1,0 +1,107 @@
+"""The student of teacher learning: a new XLM-R, the body of a pretrained one, or an AltCLIP's tower."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AltCLIPModel,
+    AltCLIPTextConfig,
+    AltCLIPTextModel,
+    AutoConfig,
+    AutoTokenizer,
+    XLMRobertaModel,
+    XLMRobertaTokenizer,
+)
+
+from altdiffusion.conditioning import MAX_LENGTH, tokenize, tower_length
+from altdiffusion.model import AltCLIP
+from altdiffusion.towers import in_memory
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """Shape of the XLM-R student; its project_dim is the teacher's text width."""
+
+    vocab_size: int = 16000
+    hidden_size: int = 256
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    max_position_embeddings: int = 514
+    """XLM-R's: 512 tokens and two positions that padding takes."""
+    backbone: Path | None = None
+    """XLM-R checkpoint, a folder or a Hub name, whose body and tokenizer the student starts with, in its own
+    shape. None: a new one of the shape above."""
+
+
+def build_student(config: StudentConfig, vocabulary: int, width: int) -> AltCLIPTextModel:
+    """A student from nothing."""
+    return AltCLIPTextModel(
+        AltCLIPTextConfig(
+            vocab_size=vocabulary,
+            hidden_size=config.hidden_size,
+            intermediate_size=4 * config.hidden_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            max_position_embeddings=config.max_position_embeddings,
+            type_vocab_size=1,
+            project_dim=width,
+            hidden_dropout_prob=0.0,  # the target is exact: noise in the student would only slow it
+            attention_probs_dropout_prob=0.0,
+            bos_token_id=0,
+            pad_token_id=1,
+            eos_token_id=2,
+            use_attention_mask=True,  # tells diffusers' own pipelines to pass the mask
+        )
+    )
+
+
+def student_from_backbone(folder: Path, width: int) -> tuple[AltCLIPTextModel, XLMRobertaTokenizer]:
+    """A student with the body of an XLM-R; its head is new."""
+    found: Any = AutoConfig.from_pretrained(folder)
+    if found.model_type != "xlm-roberta":
+        raise ValueError(f"student.backbone: {str(folder)!r:.80} is {found.model_type}; allowed: xlm-roberta")
+    body: Any = XLMRobertaModel.from_pretrained(folder, dtype=torch.float32, add_pooling_layer=False)
+    shared = {
+        name: getattr(found, name) for name in AltCLIPTextConfig.__annotations__ if hasattr(found, name)
+    }
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    student = AltCLIPTextModel(
+        AltCLIPTextConfig(**shared | still, project_dim=width, use_attention_mask=True)
+    )
+    student.roberta.load_state_dict({in_memory(name): value for name, value in body.state_dict().items()})
+    return student, AutoTokenizer.from_pretrained(folder)
+
+
+def student_of(folder: Path, form: str) -> tuple[AltCLIPTextModel, Any, dict[str, Tensor] | None]:
+    """The text tower of an AltCLIP with its tokenizer, and an m18's generation head where it has one."""
+    if form == "own":
+        model = AltCLIPModel.from_pretrained(folder, dtype=torch.float32)
+        return model.text_model, AutoTokenizer.from_pretrained(folder), None
+    clip = AltCLIP.from_pretrained(str(folder), dtype=torch.float32, device="cpu")
+    return clip.model.text_model, clip.tokenizer, clip.generation_head
+
+
+def still(student: AltCLIPTextModel) -> None:
+    """Published towers come with dropout; the target is exact, and the authors trained without it."""
+    for module in student.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if "attention_dropout" in vars(module):
+            vars(module)["attention_dropout"] = 0.0
+
+
+def two_states(student: AltCLIPTextModel, tokenizer: Any, texts: list[str]) -> tuple[Tensor, Tensor]:
+    """The projected states, and what m18's head takes: those before the last layer, normed by the tower.
+
+    As many rows as the longest text has, and one pad row.
+    """
+    rows = tokenize(tokenizer, texts, min(MAX_LENGTH, tower_length(student)))
+    width = min(max(map(len, rows)) + 1, MAX_LENGTH)
+    inputs = tokenizer.pad(
+        {"input_ids": rows}, padding="max_length", max_length=width, return_tensors="pt"
+    ).to(student.device)
+    output = student(inputs.input_ids, attention_mask=inputs.attention_mask, output_hidden_states=True)
+    return output.last_hidden_state, student.pre_LN(output.hidden_states[-2])
