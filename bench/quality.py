@@ -81,7 +81,7 @@ def measure_judge(pipeline: AltDiffusionPipeline, judge: Judge) -> dict:
 
 def measure_generation(pipeline, judge: Judge, arguments, write_prompt, seen) -> dict:
     """Top-1 and top-5 per language; prompts for which `seen` is False are counted apart."""
-    chosen = sample(covered(arguments.model), arguments.emoji)
+    chosen = list(arguments.characters) or sample(covered(arguments.model), arguments.emoji)
     table, apart = {}, []
     for tag in tqdm(arguments.languages, desc="languages", disable=None):
         prompts = [write_prompt(tag, c) for c in chosen]
@@ -188,6 +188,8 @@ def run(arguments: argparse.Namespace) -> dict:
     report: dict = {"command": " ".join(["python -m bench.quality", *sys.argv[1:]])}
     pipeline = AltDiffusionPipeline.from_pretrained(arguments.model)
     pipeline.set_progress_bar_config(disable=True)
+    if arguments.lora is not None:
+        pipeline.load_lora_weights(arguments.lora)
     judge = Judge()
     measures = {
         "judge": lambda: measure_judge(pipeline, judge),
@@ -224,6 +226,8 @@ def main() -> None:
     )
     parser.add_argument("--languages", nargs="+", choices=list(LANGUAGES), default=list(LANGUAGES))
     parser.add_argument("--emoji", type=int, default=200, help="emoji per language")
+    parser.add_argument("--characters", default="", help="these emoji, in the place of a sample")
+    parser.add_argument("--lora", type=Path, help="folder or file of a LoRA to draw with")
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("-o", "--output", type=Path, help="report as JSON")
     parser.add_argument(
