@@ -39,7 +39,8 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def test_a_lora_is_the_file_that_diffusers_loads_beside_the_untouched_unet(drawing, tmp_path):
     more = "--trainable lora --lora.rank 2 --lora.alpha 6 --optim.learning-rate 1e-2"
     train(config(tmp_path, 4, drawing, more))
-    assert [path.name for path in (tmp_path / "model").glob("*.safetensors")] == ["pytorch_lora_weights.safetensors"]
+    files = [path.name for path in (tmp_path / "model").glob("*.safetensors")]
+    assert files == ["pytorch_lora_weights.safetensors"]
     trained = UNet2DConditionModel.from_pretrained(drawing / "unet")
     plain = trained(*inputs()).sample
     add_lora(trained, 2, 6)
