@@ -9,6 +9,7 @@ apart (`unseen`). Seeds are fixed: prompt number n of the sample is drawn with s
 """
 
 import argparse
+import functools
 import json
 import platform
 import subprocess
@@ -16,6 +17,7 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,11 +57,14 @@ def pictures(pipeline: AltDiffusionPipeline, prompts: list[str]) -> list:
 
 
 def covered(model: str | None) -> list[str]:
-    """What the model draws by its card; a stage's folder has its list beside it."""
+    """What the model draws by its card, or by the list beside a stage's folder, or else what stages draw."""
     folder = bundled.FOLDER if model is None else Path(model)
     if (folder / bundled.CARD).is_file():
         return bundled.card(folder)["covered"]
-    return json.loads((folder.parent / "drawn.json").read_text(encoding="utf-8"))["covered"]
+    listed = folder.parent / "drawn.json"
+    if listed.is_file():
+        return json.loads(listed.read_text(encoding="utf-8"))["covered"]
+    return list(load_emoji().covered)
 
 
 def measure_judge(pipeline: AltDiffusionPipeline, judge: Judge) -> dict:
@@ -183,23 +188,34 @@ class Prompts:
         return not self.captions.unseen_name(tag, character)
 
 
-def run(arguments: argparse.Namespace) -> dict:
-    started, prompts = time.perf_counter(), Prompts()
-    report: dict = {"command": " ".join(["python -m bench.quality", *sys.argv[1:]])}
+def drawing(arguments: argparse.Namespace) -> AltDiffusionPipeline:
     pipeline = AltDiffusionPipeline.from_pretrained(arguments.model)
     pipeline.set_progress_bar_config(disable=True)
     if arguments.lora is not None:
         pipeline.load_lora_weights(arguments.lora)
+    return pipeline
+
+
+def encoder(arguments: argparse.Namespace) -> AltCLIP:
+    return AltCLIP.from_pretrained(arguments.model)
+
+
+def run(arguments: argparse.Namespace) -> dict:
+    started, prompts = time.perf_counter(), Prompts()
+    report: dict = {"command": " ".join(["python -m bench.quality", *sys.argv[1:]])}
+    drawn, encoded = functools.cache(lambda: drawing(arguments)), functools.cache(lambda: encoder(arguments))
     judge = Judge()
+
+    def generation(prompt: Any) -> dict:
+        return measure_generation(drawn(), judge, arguments, prompt, prompts.seen)
+
     measures = {
-        "judge": lambda: measure_judge(pipeline, judge),
-        "generation": lambda: measure_generation(
-            pipeline, judge, arguments, prompts.generation, prompts.seen
-        ),
-        "templates": lambda: measure_generation(pipeline, judge, arguments, prompts.templates, prompts.seen),
-        "keywords": lambda: measure_generation(pipeline, judge, arguments, prompts.keywords, prompts.seen),
-        "retrieval": lambda: measure_retrieval(AltCLIP.from_pretrained(arguments.model), arguments.scenes),
-        "zero-shot": lambda: measure_zero_shot(AltCLIP.from_pretrained(arguments.model)),
+        "judge": lambda: measure_judge(drawn(), judge),
+        "generation": lambda: generation(prompts.generation),
+        "templates": lambda: generation(prompts.templates),
+        "keywords": lambda: generation(prompts.keywords),
+        "retrieval": lambda: measure_retrieval(encoded(), arguments.scenes),
+        "zero-shot": lambda: measure_zero_shot(encoded()),
     }
     for part in arguments.parts:
         report[part] = measures[part]()
