@@ -33,6 +33,7 @@ from training.captions import Captions
 from training.config import OptimConfig, RunConfig, parse
 from training.emoji import Scene, centred, load_emoji
 from training.export import Made, data_of, finish
+from training.frozen import FORMATS, store_rounded
 from training.latents import cached_latents
 from training.loop import Run
 from training.stage import run_stage
@@ -268,6 +269,17 @@ def gap(stage: Imitation, scenes: list[Scene], latents: Tensor) -> dict[str, flo
     }
 
 
+def unrounded(stage: Imitation) -> Imitation:
+    """The trained adapter between models that are read anew, where those of the training were rounded."""
+    if stage.config.run.mixed_precision not in FORMATS:
+        return stage
+    fresh = build(stage.config)
+    fresh.adapter.load_state_dict(stage.adapter.state_dict())
+    for pipeline in fresh.frozen:
+        pipeline.to(stage.frozen[0].device)
+    return fresh
+
+
 def train(config: AdapterConfig) -> None:
     torch.manual_seed(config.run.seed)
     if config.run.threads:
@@ -283,6 +295,8 @@ def train(config: AdapterConfig) -> None:
     if config.fitted_captions:
         fit(stage, [data.texts(index)[1:] for index in range(config.fitted_captions)])
     figures["start"] = gap(stage, scenes, latents)
+    for part in (stage.frozen[0].text_encoder, teacher.text_encoder, teacher.unet):
+        store_rounded(part, config.run.mixed_precision)
     run = Run.start(config, stage)
     for pipeline in stage.frozen:
         pipeline.to(run.accelerator.device)
@@ -297,6 +311,7 @@ def train(config: AdapterConfig) -> None:
         run.step(drawn + imitated)
     if run.accelerator.is_main_process:
         run.trained()
+        stage = unrounded(stage)
         figures["trained"] = gap(stage, scenes, latents)
         export(stage, figures)
 

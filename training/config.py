@@ -45,6 +45,8 @@ class RunConfig:
     gradient_accumulation_steps: int = 1
     seed: int = 0
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """What linear layers and convolutions compute in. What is not trained of them is also stored in it, which
+    changes no result."""
     ema_decay: float = 0.0
     """0 keeps no moving average; otherwise the ceiling of its decay (it warms up from 0)."""
     checkpointing_steps: int = 500

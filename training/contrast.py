@@ -36,6 +36,7 @@ from training.config import OptimConfig, RunConfig, parse
 from training.data import open_pictures, say, state_of_processes
 from training.emoji import load_emoji, pixels
 from training.export import Made, data_of, finish
+from training.frozen import store_rounded, unrounded
 from training.loop import Run
 from training.pictures import PicturesConfig
 from training.sources import shorten
@@ -280,6 +281,7 @@ def train(config: ContrastConfig) -> None:
     clip, tokenizer, head = build(config)
     locked = isinstance(clip, AltCLIPModel) if config.lock_image is None else config.lock_image
     stage = Contrast(clip, locked, config.loss)
+    store_rounded(stage, config.run.mixed_precision)
     run = Run.start(config, stage)
     stage.accelerator = run.accelerator
     dataset: Any = CaptionedScenes(config)
@@ -304,7 +306,8 @@ def train(config: ContrastConfig) -> None:
 
 def export(trained: Any, tokenizer, config: ContrastConfig, head: dict[str, Tensor] | None) -> None:
     """A plain transformers folder, with the processor that fits the pictures' size."""
-    folder, clip = config.output_dir / "model", trained.clip
+    folder = config.output_dir / "model"
+    clip = unrounded(trained.clip, config.run.mixed_precision, lambda: build(config)[0])
     if head is not None:
         whole = AltCLIP(clip, tokenizer, processor(config.size), form="m18", generation_head=head)
         whole.save_pretrained(folder)

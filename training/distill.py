@@ -34,6 +34,7 @@ from training.config import OptimConfig, RunConfig, parse
 from training.data import open_text, parallel_text
 from training.emoji import centred, load_emoji
 from training.export import Made, data_of, finish
+from training.frozen import store_rounded
 from training.loop import Run
 from training.multilingual import SourceConfig
 from training.sources import shorten
@@ -268,6 +269,7 @@ def train(config: DistillConfig) -> None:
     if config.whiten is not None:
         emoji = load_emoji()
         change = whitening(guide.pooled([emoji.names["en"][c] for c in emoji.characters]), config.whiten)
+    store_rounded(guide.tower, config.run.mixed_precision)
     stage = Distillation(student, tokenizer, guide, change, config, head)
     pairs: Any = (
         ParallelCaptions(config.run.seed, config.counts)

@@ -32,6 +32,7 @@ from training.config import OptimConfig, RunConfig, parse
 from training.data import Opened, image_captions, open_pictures
 from training.emoji import Scene, load_emoji, random_scene
 from training.export import Made, data_of, finish
+from training.frozen import store_rounded, unrounded
 from training.latents import cached_latents
 from training.loop import Run
 from training.pictures import PicturesConfig, batches, latent_shape
@@ -224,6 +225,9 @@ def train(config: TextToImageConfig) -> None:
         dataset = WithPrior(dataset, pictures, config.prior, config.run.seed)
     unet = prepare_unet(config, tower, shape)
     schedule = DDPMScheduler(**schedule_fields(config.prediction_type, config.zero_terminal_snr))
+    if config.unet is not None:
+        store_rounded(unet, config.run.mixed_precision)
+    store_rounded(tower.model, config.run.mixed_precision)
     run = Run.start(config, unet)
     tower.model.to(run.accelerator.device)
     for clean, texts in batches(dataset, run, vae):
@@ -291,6 +295,10 @@ def export(
             folder, unet_lora_layers=layers, unet_lora_adapter_metadata=settings
         )
     else:
+        precision = config.run.mixed_precision
+        if config.unet is not None:
+            unet = unrounded(unet, precision, lambda: UNet2DConditionModel.from_pretrained(config.unet))
+        tower.model = unrounded(tower.model, precision, lambda: TextTower(config.text).model)
         pipeline_of(unet, vae, tower, config).save_pretrained(folder)
     if config.data:
         return

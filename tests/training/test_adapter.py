@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 from torch.testing import assert_close
@@ -150,3 +151,19 @@ def test_a_mistake_is_one_line_that_begins_with_the_flag(root, flags, message):
     with pytest.raises(ValueError, match=message) as caught:
         adapter.build(config(root, "wrong", 1, *flags))
     assert "\n" not in str(caught.value)
+
+
+def test_rounded_frozen_weights_train_as_plain_autocast_does_and_are_saved_as_read(root, monkeypatch):
+    AcceleratorState._reset_state()  # accelerate keeps the precision of a process's first run
+    adapter.train(config(root, "rounded", 2, "--run.mixed-precision", "bf16"))
+    monkeypatch.setattr(adapter, "store_rounded", lambda *_: None)
+    monkeypatch.setattr(adapter, "unrounded", lambda stage: stage)
+    adapter.train(config(root, "plain", 2, "--run.mixed-precision", "bf16"))
+    AcceleratorState._reset_state()
+    assert report(root, "rounded") == report(root, "plain")
+    for file in ("adapter", "unet", "text_encoder"):
+        one, other = (
+            load_file(next((root / name / "model" / file).glob("*.safetensors")))
+            for name in ("rounded", "plain")
+        )
+        assert all(one[name].equal(other[name]) for name in one) and one.keys() == other.keys()
