@@ -22,13 +22,14 @@ def publish(report: dict) -> None:
     RESULTS.write_text(replace_section(RESULTS.read_text(encoding="utf-8"), text), encoding="utf-8")
 
 
-def replace_section(document: str, text: str) -> str:
+def replace_section(document: str, text: str, marks: tuple[str, str] = (START, END)) -> str:
     """Puts `text` between the marks; the end mark is added where it is missing yet."""
-    head, mark, rest = document.partition(START)
+    start, end = marks
+    head, mark, rest = document.partition(start)
     if not mark:
-        raise ValueError(f"document: it holds no {START} mark")
-    tail = rest.partition(END)[2]
-    return f"{head}{START}\n{text}{END}{tail or chr(10)}"
+        raise ValueError(f"document: it holds no {start} mark")
+    tail = rest.partition(end)[2]
+    return f"{head}{start}\n{text}{end}{tail or chr(10)}"
 
 
 def tables(report: dict) -> str:

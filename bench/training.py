@@ -1,0 +1,287 @@
+"""Times one training step of each stage on random models of the published shapes, the peers' way and ours.
+
+    python -m bench.training [--shape published|tiny] [--stages …] [--rounds 3] [-o report.json] [--write]
+
+SD 1.5's UNet and autoencoder, XLM-R-large, CLIP-L's text and image towers; pictures of 256 px; one thread.
+What the ways are: `bench/training_ways.py`. The parts of a stage that fit into memory together take turns in
+one process, in an order that is reversed each round, after one call that is not counted; a figure is the
+median of the rounds, in seconds of CPU time, which leaves out waiting for other work on the machine. A way's
+time is the sum of its parts.
+
+Memory: each way in a process of its own, highest resident memory during two steps over that before its
+models were made. AdamW's two states of a whole UNet or XLM-R are added by their size, 8 bytes a parameter:
+they would not fit beside the rest everywhere. Needs 16 GB; two hours on one core, half an hour without batch
+8. Linux only.
+"""
+
+import argparse
+import gc
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from bench import training_ways as ways
+from bench.report import RESULTS, replace_section
+from bench.training_models import SHAPES, Models
+from bench.training_ways import Part
+
+MARKS = "<!-- training -->", "<!-- /training -->"
+GB = 1e9
+Build = Callable[[Models, int], Part]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Parts by name, in groups that are timed together, and the ways that they make up; ours is the last."""
+
+    batches: tuple[int, ...]
+    groups: tuple[dict[str, Build], ...]
+    ways: dict[str, tuple[str, ...]]
+    whole: Callable[[Models], nn.Module]
+    """What the peers' optimizer steps over."""
+
+
+def both(part: Callable[[Models, int, str], Part], name: str) -> dict[str, Build]:
+    return {f"{name} {precision}": partial(part, precision=precision) for precision in ways.PRECISIONS}
+
+
+def optimizer(whole: Callable[[Models], nn.Module]) -> dict[str, Build]:
+    return {"AdamW": lambda models, _batch: ways.whole_update(whole(models))}
+
+
+def unet_of(models: Models) -> nn.Module:
+    return models.unet
+
+
+def student_of(models: Models) -> nn.Module:
+    return models.student
+
+
+def padded_ways(inputs: str, step: str, ours: str) -> dict[str, tuple[str, ...]]:
+    peers = {f"padded, {p}": (f"{inputs} {p}", f"{step} {p}", "AdamW") for p in ways.PRECISIONS}
+    return {**peers, ours: ("ours",)}
+
+
+STAGES = {
+    "concept alignment": Stage(
+        (1, 8),
+        (
+            both(ways.diffusers_inputs, "inputs"),
+            {
+                **both(ways.diffusers_full, "full"),
+                "LoRA bf16": partial(ways.diffusers_lora, precision="bf16"),
+                "ours": ways.our_alignment,
+            },
+            optimizer(unet_of),
+        ),
+        {
+            "full UNet, fp32": ("inputs fp32", "full fp32", "AdamW"),
+            "full UNet, bf16": ("inputs bf16", "full bf16", "AdamW"),
+            "LoRA, bf16": ("inputs bf16", "LoRA bf16"),
+            "ours: keys and values, cached inputs, bf16": ("ours",),
+        },
+        unet_of,
+    ),
+    "teacher learning": Stage(
+        (8,),
+        (
+            both(ways.teacher_inputs, "teacher"),
+            {"ours": ways.our_distillation, **both(ways.peer_student, "student")},
+            optimizer(student_of),
+        ),
+        padded_ways("teacher", "student", "ours: cached teacher, own lengths, frozen embeddings, bf16"),
+        student_of,
+    ),
+    "contrastive learning": Stage(
+        (16,),
+        (
+            both(ways.image_inputs, "image"),
+            {"ours": ways.our_contrast, **both(ways.peer_text, "text")},
+            optimizer(student_of),
+        ),
+        padded_ways("image", "text", "ours: cached features, own lengths, bf16"),
+        student_of,
+    ),
+}
+#: What the design asks for: times our speed, times our memory.
+TARGETS = {
+    ("concept alignment", 1, "full UNet, fp32"): (4.5, 6.0),
+    ("concept alignment", 1, "full UNet, bf16"): (3.0, None),
+    ("concept alignment", 8, "full UNet, fp32"): (3.8, None),
+    ("concept alignment", 8, "full UNet, bf16"): (2.2, None),
+    ("teacher learning", 8, "padded, fp32"): (6.0, None),
+    ("contrastive learning", 16, "padded, fp32"): (10.0, None),
+}
+
+
+def take_turns(parts: dict[str, Part], rounds: int, bar: tqdm) -> dict[str, float]:
+    """The median CPU seconds of each part."""
+    took: dict[str, list[float]] = {name: [] for name in parts}
+    for number in range(rounds + 1):
+        for name in parts if number % 2 else reversed(parts):
+            bar.set_postfix_str(name)
+            start = time.process_time()
+            parts[name]()
+            took[name].append(time.process_time() - start)
+            bar.update()
+    return {name: statistics.median(seconds[1:]) for name, seconds in took.items()}
+
+
+def time_parts(stage: Stage, shape: str, batch: int, rounds: int, bar: tqdm) -> dict[str, float]:
+    seconds = {}
+    for group in stage.groups:
+        with tempfile.TemporaryDirectory() as folder:
+            models = Models(SHAPES[shape], Path(folder))
+            parts = {name: build(models, batch) for name, build in group.items()}
+            seconds |= take_turns(parts, rounds, bar)
+            del models, parts
+            gc.collect()
+    return seconds
+
+
+def resident(field: str) -> int:
+    """Bytes: VmRSS now, or VmHWM, the most since it was last set back."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def peak(stage: Stage, way: str, shape: str, batch: int) -> dict[str, int]:
+    """Bytes that two steps of one way take, measured and counted; alone in its process."""
+    before = resident("VmRSS")
+    builds = {name: build for group in stage.groups for name, build in group.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        models = Models(SHAPES[shape], Path(folder))
+        names = [name for name in stage.ways[way] if name != "AdamW"]
+        parts = [builds[name](models, batch) for name in names]
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # sets VmHWM back: proc(5)
+        for _ in range(2):
+            for part in parts:
+                part()
+        measured = resident("VmHWM") - before
+        counted = len(names) < len(stage.ways[way])
+        states = 8 * sum(p.numel() for p in stage.whole(models).parameters()) if counted else 0
+    return {"measured": measured, "states": states}
+
+
+def peak_elsewhere(name: str, way: str, shape: str, batch: int) -> dict[str, int]:
+    command = [sys.executable, "-m", "bench.training", "--shape", shape, "--memory-of", name, way, str(batch)]
+    done = subprocess.run(command, check=True, capture_output=True, encoding="utf-8")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(shape: str, names: list[str], batches: list[int], rounds: int) -> dict[str, Any]:
+    """The report: a row for each way of each stage and batch size."""
+    started, rows = time.perf_counter(), []
+    jobs = [(name, batch) for name in names for batch in batches or STAGES[name].batches]
+    total = sum(len(group) for name, _ in jobs for group in STAGES[name].groups) * (rounds + 1)
+    with tqdm(total=total, disable=None, unit="step") as bar:
+        for name, batch in jobs:
+            stage = STAGES[name]
+            seconds = time_parts(stage, shape, batch, rounds, bar)
+            for way, parts in stage.ways.items():
+                times = {part: seconds[part] for part in parts}
+                memory = peak_elsewhere(name, way, shape, batch)
+                rows.append({"stage": name, "batch": batch, "way": way, "seconds": times, "bytes": memory})
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    made = {
+        "commit": commit.stdout.strip(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} CPU thread",
+        "torch": version("torch"),
+        "diffusers": version("diffusers"),
+        "minutes": round((time.perf_counter() - started) / 60, 1),
+    }
+    return {"shape": shape, "rounds": rounds, "rows": rows, "made with": made}
+
+
+def figures(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Per sample, and in how many times ours; ours is the last way of each stage and batch size."""
+    ours = {(row["stage"], row["batch"]): row for row in report["rows"]}
+    found = []
+    for row in report["rows"]:
+        best = ours[row["stage"], row["batch"]]
+        step, memory = sum(row["seconds"].values()), sum(row["bytes"].values())
+        found.append(
+            {
+                **row,
+                "per sample": step / row["batch"],
+                "memory": memory,
+                "slower": step / sum(best["seconds"].values()),
+                "larger": memory / sum(best["bytes"].values()),
+            }
+        )
+    return found
+
+
+def table(report: dict[str, Any]) -> str:
+    lines = [
+        "| stage | batch | way | parts, s | s a sample | times ours | GB | times ours |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    targets = TARGETS if report["shape"] == "published" else {}
+    for row in figures(report):
+        parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in row["seconds"].items())
+        speed, memory = targets.get((row["stage"], row["batch"], row["way"]), (None, None))
+        cells = [row["stage"], row["batch"], row["way"], parts, f"{row['per sample']:.2f}"]
+        cells += [against(row["slower"], speed), f"{row['memory'] / GB:.2f}", against(row["larger"], memory)]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    made = report["made with"]
+    lines += [
+        "",
+        f"- `{report['command']}`, {report['rounds']} rounds, commit {made['commit']}, {made['machine']}, "
+        f"torch {made['torch']}, diffusers {made['diffusers']}, {made['minutes']} minutes",
+    ]
+    return "\n".join([*lines, ""])
+
+
+def against(ratio: float, target: float | None) -> str:
+    return f"{ratio:.1f}" if target is None else f"{ratio:.1f} (wanted: {target:g})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", choices=SHAPES, default="published")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--batch", nargs="+", type=int, default=[], help="batch sizes; each stage's own")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("-o", "--output", type=Path, help="report as JSON")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/results.md")
+    parser.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    if arguments.memory_of:
+        name, way, batch = arguments.memory_of
+        print(json.dumps(peak(STAGES[name], way, arguments.shape, int(batch))))
+        return
+    report = measure(arguments.shape, arguments.stages, arguments.batch, arguments.rounds)
+    report["command"] = " ".join(["python -m bench.training", *sys.argv[1:]])
+    if arguments.output:
+        arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(table(report))
+    if arguments.write:
+        RESULTS.write_text(
+            replace_section(RESULTS.read_text(encoding="utf-8"), table(report), MARKS), encoding="utf-8"
+        )
+
+
+if __name__ == "__main__":
+    main()
