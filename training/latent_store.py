@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from altdiffusion.checkpoints import fingerprint
 from training.buckets import Size, nearest
+from training.lazy import weights_key
 from training.pictures import as_pixels, encoded, opened
 from training.sources import Bad, BadSample, Row, Rows
 
@@ -141,7 +142,7 @@ def store_key(
             except (BadSample, OSError):
                 files.append("missing")
     scale = repr((vae.config.scaling_factor, sizes))  # pyright: ignore[reportAttributeAccessIssue]
-    return fingerprint([vae], [scale, rows.fingerprint, repr(wanted.tolist()), *files])[:32]
+    return fingerprint([], [weights_key(vae), scale, rows.fingerprint, repr(wanted.tolist()), *files])[:32]
 
 
 def complete(place: Path) -> list[Path]:
