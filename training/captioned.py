@@ -24,6 +24,7 @@ class CaptionedPictures(torch.utils.data.Dataset):
         assert data.rows is not None and data.found is not None and isinstance(data.config, PicturesConfig)
         self.rows, self.read, self.found, self.run, self.size = data.rows, data.read, data.found, run, size
         self.picture = picture_reader(data.rows.folder, data.rows.columns, data.config)
+        self.views = data.config.views
         self.damaged: set[int] = set()
         self.order = LanguageOrder(data.found, data.config.temperature, None, run.seed, 8)
 
@@ -35,7 +36,8 @@ class CaptionedPictures(torch.utils.data.Dataset):
         texts = captions[tag]
         text = texts[int(np.random.default_rng((self.run.seed, index, 1)).integers(len(texts)))]
         try:
-            pixels = as_pixels(opened(self.picture(row)), (self.size, self.size))
+            view = self.views.drawn(self.run.seed, index, 9)
+            pixels = as_pixels(opened(self.picture(row)), (self.size, self.size), view)
         except BadSample as error:
             if record not in self.damaged:  # it comes again in every round
                 self.damaged.add(record)
