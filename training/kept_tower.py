@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
 from altdiffusion.conditioning import MAX_LENGTH, expand
+from training.config import RunConfig
 from training.kept import Kept
 from training.tower import TextTower
 
@@ -60,3 +61,10 @@ class KeptTower:
 
 def open_tower(folder: Path, cache: Path | None) -> TextTower | KeptTower:
     return TextTower(folder) if cache is None else KeptTower(folder, cache)
+
+
+def full_states(tower: TextTower | KeptTower, texts: list[str]) -> Float[Tensor, "batch tokens dim"]:
+    """The states in full precision, whatever a run computes in; with a cache they are kept."""
+    if isinstance(tower, KeptTower):
+        tower.kept.keep(texts, RunConfig())
+    return tower.encode(texts)

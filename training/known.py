@@ -1,11 +1,23 @@
 """The texts that a run can meet, where they have an end: what a cache is filled with beforehand."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from training.captions import Captions
 from training.data import Opened
 from training.emoji import load_emoji
 from training.multilingual import usable
+
+
+def known_texts(config: Any, opened: Opened | None, characters: Iterable[str]) -> Iterator[str]:
+    """What a text-to-image run on `opened`, or on these emoji, asks its text tower."""
+    yield from ("", *config.prior.prompts)
+    if config.instance_prompt:
+        yield config.instance_prompt
+    elif opened is not None:
+        yield from texts_of(opened)
+    else:
+        yield from emoji_texts(characters, config.languages)
 
 
 def texts_of(opened: Opened, tag: str | None = None) -> Iterator[str]:

@@ -23,6 +23,7 @@ from training.buckets import Size, View, Views, nearest
 from training.lazy import weights_key
 from training.pictures import as_pixels, encoded, opened
 from training.sources import Bad, BadSample, Row, Rows
+from training.store import check_room
 
 #: Pictures encoded at a time.
 CHUNK = 16
@@ -101,9 +102,18 @@ def stored_latents(
     if not complete(place):
         mine = place / f"{state.process_index}-of-{state.num_processes}"
         if not (mine / "index.json").is_file():
+            count = len(wanted) * views.count
+            check_room(place, count * largest(vae, sizes), f"latents of {len(wanted):,} pictures")
             encode_part(vae, rows, source, wanted, sizes, bad, mine, state, views)
     state.wait_for_everyone()
     return read_store(complete(place), sizes, bad, views.count)
+
+
+def largest(vae: AutoencoderKL, sizes: list[Size]) -> int:
+    """Bytes of a picture's latents in the largest of the sizes."""
+    fields: Any = vae.config
+    shrunk = 2 ** (len(fields.block_out_channels) - 1)
+    return max(fields.latent_channels * (h // shrunk) * (w // shrunk) * 2 for h, w in sizes)
 
 
 def encode_part(

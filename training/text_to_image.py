@@ -32,8 +32,8 @@ from training.config import OptimConfig, RunConfig, parse
 from training.data import Opened, image_captions, open_pictures
 from training.emoji import Scene, load_emoji, random_scene
 from training.export import Made, data_of, finish
-from training.kept_tower import KeptTower, open_tower
-from training.known import emoji_texts, texts_of
+from training.kept_tower import KeptTower, full_states, open_tower
+from training.known import known_texts
 from training.latents import cached_latents
 from training.lazy import LazyAutoencoder
 from training.loop import Run
@@ -178,21 +178,6 @@ def swap_captions(config: TextToImageConfig) -> list[str]:
     return ["", *(emoji.names[tag][c] for tag in config.languages or ("en",) for c in emoji.characters)]
 
 
-def text_tower(config: TextToImageConfig, opened: Opened | None) -> TextTower | KeptTower:
-    """The frozen tower; one with a cache has then said all that it will be asked."""
-    tower = open_tower(config.text, config.cache)
-    if isinstance(tower, KeptTower):
-        if config.instance_prompt:
-            texts = iter([config.instance_prompt])
-        elif opened is not None:
-            texts = texts_of(opened)
-        else:
-            drawn = (c for scene in chosen_scenes(config) for c in scene.characters)
-            texts = emoji_texts(drawn, config.languages)
-        tower.kept.keep(["", *config.prior.prompts, *texts], config.run)
-    return tower
-
-
 def prepare_unet(
     config: TextToImageConfig, tower: TextTower | KeptTower, shape: torch.Size
 ) -> UNet2DConditionModel:
@@ -200,11 +185,8 @@ def prepare_unet(
     unet = build_unet(config.unet, config.architecture, tower.width, (shape[0], shape[-1]))
     if config.swapped_from is not None:
         texts = swap_captions(config)
-        before, now = open_tower(config.swapped_from, config.cache), tower
-        for kept in (before, now):
-            if isinstance(kept, KeptTower):
-                kept.kept.keep(texts, RunConfig())  # in full precision, as the map is computed
-        explained = map_cross_attention(unet, before.encode(texts), now.encode(texts))
+        before = full_states(open_tower(config.swapped_from, config.cache), texts)
+        explained = map_cross_attention(unet, before, full_states(tower, texts))
         logger.info("the new tower's states explain %.1f %% of the old one's", 100 * explained)
     if config.trainable == "lora":
         add_lora(unet, config.lora.rank, config.lora.alpha)
@@ -245,7 +227,10 @@ def train(config: TextToImageConfig) -> None:
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     opened = open_pictures(config.data, config.reading, config.languages) if config.data else None
-    vae, tower = LazyAutoencoder(config.vae), text_tower(config, opened)
+    vae, tower = LazyAutoencoder(config.vae), open_tower(config.text, config.cache)
+    if isinstance(tower, KeptTower):
+        drawn = [] if opened else [c for scene in chosen_scenes(config) for c in scene.characters]
+        tower.kept.keep(known_texts(config, opened, drawn), config.run)
     dataset, shape = training_data(config, opened, vae, tower)
     if config.instance_prompt:
         dataset = WithPrompt(dataset, config.instance_prompt)
