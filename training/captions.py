@@ -80,6 +80,12 @@ class Captions:
             return fill(str(random.choice(TEMPLATES[tag][:-1])), names[0])
         return names[0]
 
+    def of_one(self, character: str, tag: str) -> list[str]:
+        """Every training caption of one emoji."""
+        name = self.emoji.names[tag][character]
+        templates = [fill(template, name) for template in TEMPLATES[tag][:-1]]
+        return [name, *templates, *self.seen_keywords(tag, character)]
+
     def name(self, scene: Scene, tag: str = "en") -> str:
         """The plain caption: the name, or the list of names."""
         return self.listing(tag, [self.emoji.names[tag][c] for c in scene.characters])

@@ -33,11 +33,13 @@ from altdiffusion.model import AltCLIP
 from training.captioned import CaptionedPictures
 from training.captions import Captions, training_scene
 from training.config import OptimConfig, RunConfig, parse
-from training.data import open_pictures, say, state_of_processes
+from training.data import Opened, open_pictures, say, state_of_processes
 from training.emoji import load_emoji, pixels
 from training.export import Made, data_of, finish
 from training.frozen import store_rounded, unrounded
+from training.image_tower import IMAGE, text_side, whole_again
 from training.loop import Run
+from training.picture_features import Encode, PictureFeatures
 from training.pictures import PicturesConfig
 from training.sources import shorten
 from training.stage import run_stage
@@ -82,6 +84,9 @@ class ContrastConfig:
     """How `data` is read. The pictures are scaled to `size`, in no buckets."""
     languages: tuple[str, ...] = ()
     """Caption languages; empty means all."""
+    cache: Path | None = None
+    """Folder, which runs may share, for the features of `data`'s pictures, so that a locked image tower is
+    read only where something is missing, and at the end. None: computed anew in every step."""
     size: int = 64
     """Side of the pictures in pixels; that of `model`, where one is given."""
     counts: tuple[int, ...] = (1, 1, 1, 2, 3, 4)
@@ -99,6 +104,8 @@ class ContrastConfig:
             raise ValueError(
                 f"data: {shorten(self.data)} with a new CLIP, whose tokenizer knows emoji alone; give model"
             )
+        if self.cache is not None and not self.data:
+            raise ValueError("cache: the emoji's scenes never come twice; allowed: with data")
         for name in ("streaming", "buckets"):
             if value := getattr(self.reading, name):
                 raise ValueError(f"reading.{name}: {value!r} is for text_to_image; leave it out")
@@ -136,7 +143,7 @@ def inputs(images: Tensor, texts: list[str], groups: Tensor, tokenizer: Any) -> 
     """What the stage takes."""
     tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
     return {
-        "pixel_values": normalised(images),
+        "pixel_values": normalised(images) if images.ndim == 4 else images,
         "input_ids": tokens.input_ids,
         "attention_mask": tokens.attention_mask,
         "groups": groups,
@@ -158,13 +165,17 @@ class Contrast(nn.Module):
         self.accelerator: Accelerator | None = None
         self.logit_bias = None
         if locked:
-            for part in (clip.vision_model, clip.visual_projection):
-                part.requires_grad_(False)
+            for name, part in clip.named_children():
+                if name in IMAGE:
+                    part.requires_grad_(False)
         if loss == "siglip":
             clip.logit_scale.data.fill_(SIGLIP_SCALE)
             self.logit_bias = nn.Parameter(torch.tensor(SIGLIP_BIAS))
 
     def image(self, pixel_values: Tensor) -> Tensor:
+        """Unit-norm features; those from a cache go through as they are."""
+        if pixel_values.ndim == 2:
+            return pixel_values
         with torch.set_grad_enabled(not self.locked and torch.is_grad_enabled()):
             features = self.clip.get_image_features(pixel_values=pixel_values).pooler_output
         return F.normalize(features.float(), dim=-1)
@@ -255,15 +266,21 @@ def build_clip(config: ContrastConfig, vocabulary: int) -> CLIPModel:
     )
 
 
+def check_model(config: ContrastConfig) -> Any:
+    """The configuration of `config.model`; refuses what is no CLIP, or sees pictures of another size."""
+    found: Any = AutoConfig.from_pretrained(config.model)
+    if found.model_type not in ("altclip", "clip"):
+        name = f"{str(config.model)!r:.80} is {found.model_type}"
+        raise ValueError(f"model: {name}; allowed: an AltCLIP or a CLIP")
+    if (size := found.vision_config.image_size) != config.size:
+        raise ValueError(f"size: {config.size}; allowed by {str(config.model)!r:.80}: {size}")
+    return found
+
+
 def build(config: ContrastConfig) -> tuple[Any, Any, dict[str, Tensor] | None]:
     """Model and tokenizer: those of `config.model`, or new ones; an m18's generation head goes along."""
     if config.model is not None:
-        found: Any = AutoConfig.from_pretrained(config.model)
-        if found.model_type not in ("altclip", "clip"):
-            name = f"{str(config.model)!r:.80} is {found.model_type}"
-            raise ValueError(f"model: {name}; allowed: an AltCLIP or a CLIP")
-        if (size := found.vision_config.image_size) != config.size:
-            raise ValueError(f"size: {config.size}; allowed by {str(config.model)!r:.80}: {size}")
+        found = check_model(config)
         if found.model_type == "altclip" and checkpoints.find(str(config.model)).form == "m18":
             whole = AltCLIP.from_pretrained(str(config.model), dtype=torch.float32, device="cpu")
             return whole.model, whole.tokenizer, whole.generation_head
@@ -275,11 +292,34 @@ def build(config: ContrastConfig) -> tuple[Any, Any, dict[str, Tensor] | None]:
     return build_clip(config, len(tokenizer)), tokenizer, None
 
 
+def kept_features(config: ContrastConfig, opened: Opened, locked: bool) -> PictureFeatures:
+    """The features of all pictures; the image tower is read where some are missing."""
+    if config.model is None or not locked:
+        raise ValueError("cache: with an image tower that is trained; allowed: with lock_image True")
+    found = check_model(config)
+
+    def read() -> Encode:
+        tower = Contrast(build(config)[0].to(state_of_processes().device), locked).eval()
+        return lambda pixels: tower.image(normalised(pixels))
+
+    features = PictureFeatures(opened, config.model, config.size, config.cache or Path(), config.run)
+    features.keep(read, found.projection_dim)
+    return features
+
+
 def train(config: ContrastConfig) -> None:
     opened = open_pictures(config.data, config.reading, config.languages) if config.data else None
     torch.manual_seed(config.run.seed)
-    clip, tokenizer, head = build(config)
-    locked = isinstance(clip, AltCLIPModel) if config.lock_image is None else config.lock_image
+    locked = bool(config.lock_image)
+    if config.lock_image is None and config.model is not None:
+        locked = check_model(config).model_type == "altclip"
+    features = None
+    if config.cache is not None and opened is not None:
+        features = kept_features(config, opened, locked)
+        clip, head = text_side(checkpoints.locate(str(config.model))), None
+        tokenizer = AutoTokenizer.from_pretrained(config.model)
+    else:
+        clip, tokenizer, head = build(config)
     stage = Contrast(clip, locked, config.loss)
     store_rounded(stage, config.run.mixed_precision)
     run = Run.start(config, stage)
@@ -287,12 +327,16 @@ def train(config: ContrastConfig) -> None:
     dataset: Any = CaptionedScenes(config)
     if opened is not None:
         say(opened, tokenizer, state_of_processes())
-        dataset = CaptionedPictures(opened, config.run, config.size)
+        dataset = CaptionedPictures(opened, config.run, config.size, features)
     for passes in steps(run, dataset, tokenizer):
         for loss in pass_losses(run, stage, passes):
             run.step(loss)
     if run.accelerator.is_main_process:
-        export(run.trained(), tokenizer, config, head)
+        trained: Any = run.trained()
+        if features is not None:
+            whole, tokenizer, head = build(config)
+            trained.clip = whole_again(trained.clip, whole)
+        export(trained, tokenizer, config, head)
         made = Made(
             title="AltCLIP" if isinstance(clip, AltCLIPModel) else "CLIP",
             stage="contrastive learning (Chen et al. 2022, section 3.3)",

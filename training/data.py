@@ -130,7 +130,7 @@ def image_captions(
     rows, found = opened.rows, opened.found
     pictures = picture_reader(rows.folder, rows.columns, config)
     sizes = bucket_sizes(config.resolution, config.buckets)
-    buckets = stored_latents(vae, rows, pictures, found.usable, sizes, found.bad, cache, state)
+    buckets = stored_latents(vae, rows, pictures, found.usable, sizes, found.bad, cache, state, config.views)
     return CachedPictures(rows, opened.read, found, buckets, config, run, dropout, prompt)
 
 

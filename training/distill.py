@@ -19,7 +19,6 @@ from transformers import (
     AltCLIPModel,
     AltCLIPTextModel,
     AutoConfig,
-    AutoTokenizer,
     CLIPImageProcessor,
     CLIPModel,
 )
@@ -31,10 +30,11 @@ from altdiffusion.losses import distillation_loss
 from altdiffusion.model import AltCLIP
 from training.captions import Captions, training_scene
 from training.config import OptimConfig, RunConfig, parse
-from training.data import open_text, parallel_text
+from training.data import Opened, open_text, parallel_text
 from training.emoji import centred, load_emoji
 from training.export import Made, data_of, finish
 from training.frozen import store_rounded
+from training.known import texts_of
 from training.loop import Run
 from training.multilingual import SourceConfig
 from training.sources import shorten
@@ -47,6 +47,7 @@ from training.student import (
     student_of,
     two_states,
 )
+from training.teacher import KeptTeacher, Teacher
 from training.tokenizers import train_xlmr_tokenizer
 
 #: Texts encoded at a time.
@@ -82,6 +83,9 @@ class DistillConfig:
     """Targets in coordinates in which the English names vary alike in all directions; the text projection
     undoes it. A number is the floor, as a share of the mean power, that keeps silent directions silent. None:
     as in the paper."""
+    cache: Path | None = None
+    """Folder, which runs may share, for what the teacher says of each English text, so that it is read only
+    where something is missing, and for its image tower at the end. None: computed anew in every run."""
     student: StudentConfig = field(default_factory=StudentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -92,6 +96,10 @@ class DistillConfig:
             raise ValueError(
                 f"run.gradient_accumulation_steps: {passes} with loss contrastive, which compares the whole "
                 "batch; allowed: 1"
+            )
+        if self.reading.streaming and self.cache is not None:
+            raise ValueError(
+                "cache: with reading.streaming, whose texts are not known beforehand; allowed: without"
             )
         if self.model is not None and self.student.backbone is not None:
             raise ValueError(
@@ -131,30 +139,6 @@ class ParallelCaptions(torch.utils.data.Dataset):
         return list(texts), list(english)
 
 
-class Teacher:
-    """The frozen text tower of a CLIP with its tokenizer."""
-
-    def __init__(self, clip: CLIPModel, tokenizer) -> None:
-        self.tower, self.tokenizer = clip.text_model.eval().requires_grad_(False), tokenizer
-
-    @torch.no_grad()
-    def pooled(self, texts: list[str], device: torch.device | str = "cpu") -> Tensor:
-        """(texts, dim): the states that its text projection takes."""
-        tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(device)
-        tower = self.tower.to(device)
-        return tower(tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output.float()
-
-    @torch.no_grad()
-    def penultimate(self, texts: list[str], device: torch.device | str = "cpu") -> Tensor:
-        """(texts, dim): the same from the layer before the last, what Stable Diffusion 2 conditions on."""
-        tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(device)
-        tower = self.tower.to(device)
-        output = tower(tokens.input_ids, attention_mask=tokens.attention_mask, output_hidden_states=True)
-        end = tokens.attention_mask.sum(1) - 1  # the first end-of-text token: the others are padding
-        rows = torch.arange(len(texts), device=end.device)
-        return tower.final_layer_norm(output.hidden_states[-2])[rows, end].float()
-
-
 def whitening(states: Tensor, floor: float) -> Tensor:
     """Symmetric (dim, dim) change of coordinates after which `states` have the same power in all directions.
 
@@ -172,7 +156,7 @@ class Distillation(nn.Module):
         self,
         student: AltCLIPTextModel,
         tokenizer,
-        teacher: "Teacher",
+        teacher: Teacher | KeptTeacher,
         change: Tensor,
         config: DistillConfig,
         generation_head: nn.Linear | None = None,
@@ -258,18 +242,34 @@ def check_towers(config: DistillConfig) -> None:
             raise ValueError(f"form: own, and {str(config.model)!r:.80} has m18's two heads; allowed: m18")
 
 
+def open_teacher(config: DistillConfig, opened: Opened | None) -> Teacher | KeptTeacher:
+    """The frozen teacher; one with a cache has then said what it will be asked."""
+
+    if config.cache is None:
+        return Teacher.read(config.teacher)
+    teacher = KeptTeacher(config.teacher, config.cache, 1 if config.form == "own" else 2)
+    names = english_names()
+    if config.whiten is not None:
+        teacher.kept.keep(names, RunConfig())  # in full precision, as the change of coordinates is computed
+    teacher.kept.keep(texts_of(opened, "en") if opened else names, config.run)
+    return teacher
+
+
+def english_names() -> list[str]:
+    return list(load_emoji().names["en"].values())
+
+
 def train(config: DistillConfig) -> None:
     check_towers(config)
     opened = open_text(config.data, config.reading) if config.data else None
     torch.manual_seed(config.run.seed)
-    teacher = CLIPModel.from_pretrained(config.teacher, dtype=torch.float32)
-    student, tokenizer, head = build(config, teacher.config.text_config.hidden_size)
-    guide = Teacher(teacher, AutoTokenizer.from_pretrained(config.teacher))
-    change = torch.eye(teacher.config.text_config.hidden_size)
+    guide = open_teacher(config, opened)
+    student, tokenizer, head = build(config, guide.width)
+    change = torch.eye(guide.width)
     if config.whiten is not None:
-        emoji = load_emoji()
-        change = whitening(guide.pooled([emoji.names["en"][c] for c in emoji.characters]), config.whiten)
-    store_rounded(guide.tower, config.run.mixed_precision)
+        change = whitening(guide.pooled(english_names()), config.whiten)
+    if isinstance(guide, Teacher):
+        store_rounded(guide.tower, config.run.mixed_precision)
     stage = Distillation(student, tokenizer, guide, change, config, head)
     pairs: Any = (
         ParallelCaptions(config.run.seed, config.counts)
@@ -285,7 +285,7 @@ def train(config: DistillConfig) -> None:
         run.step(loss)
     if run.accelerator.is_main_process:
         trained: Any = run.trained()
-        export(trained, teacher, config)
+        export(trained, guide.clip, config)
         figures = opened.report() if opened else name_retrieval(trained.student, tokenizer)
         (config.output_dir / "report.json").write_text(json.dumps(figures, indent=1))
         made = Made(

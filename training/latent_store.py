@@ -19,9 +19,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from altdiffusion.checkpoints import fingerprint
-from training.buckets import Size, nearest
+from training.buckets import Size, View, Views, nearest
+from training.lazy import weights_key
 from training.pictures import as_pixels, encoded, opened
 from training.sources import Bad, BadSample, Row, Rows
+from training.store import check_room
 
 #: Pictures encoded at a time.
 CHUNK = 16
@@ -29,16 +31,20 @@ CHUNK = 16
 
 @dataclass
 class Bucket:
-    """Latents of one shape by the number of the record that they are of."""
+    """Latents of one shape by the number of the record that they are of, and of its view."""
 
     records: np.ndarray
     """Sorted."""
     parts: list[np.ndarray]
     places: np.ndarray
-    """(records, 2): in which part, in which row of it."""
+    """(records * views, 2): in which part, in which row of it."""
+    views: int = 1
 
     def __getitem__(self, record: int) -> Float[Tensor, "channels height width"]:
-        part, row = self.places[int(np.searchsorted(self.records, record))]
+        return self.seen(record, 0)
+
+    def seen(self, record: int, view: int) -> Float[Tensor, "channels height width"]:
+        part, row = self.places[int(np.searchsorted(self.records, record)) * self.views + view]
         return torch.from_numpy(np.array(self.parts[part][row])).float()
 
 
@@ -53,10 +59,10 @@ class Part:
     shapes: dict[int, list[int]] = field(default_factory=dict)
     waiting: dict[int, list[tuple[int, Tensor]]] = field(default_factory=dict)
 
-    def add(self, record: int, picture: Any) -> None:
+    def add(self, entry: int, picture: Any, view: View) -> None:
         bucket = nearest(picture.width, picture.height, self.sizes)
         waiting = self.waiting.setdefault(bucket, [])
-        waiting.append((record, as_pixels(picture, self.sizes[bucket])))
+        waiting.append((entry, as_pixels(picture, self.sizes[bucket], view)))
         if len(waiting) == CHUNK:
             self.write(bucket)
 
@@ -89,15 +95,25 @@ def stored_latents(
     bad: Bad,
     folder: Path,
     state: Any,
+    views: Views = Views(),  # noqa: B008 (frozen)
 ) -> list[Bucket]:
     """The latents of the `wanted` records, read from `folder` or made there. `state` is accelerate's."""
-    place = folder / store_key(vae, rows, source, wanted, sizes)
+    place = folder / store_key(vae, rows, source, wanted, sizes, views)
     if not complete(place):
         mine = place / f"{state.process_index}-of-{state.num_processes}"
         if not (mine / "index.json").is_file():
-            encode_part(vae, rows, source, wanted, sizes, bad, mine, state)
+            count = len(wanted) * views.count
+            check_room(place, count * largest(vae, sizes), f"latents of {len(wanted):,} pictures")
+            encode_part(vae, rows, source, wanted, sizes, bad, mine, state, views)
     state.wait_for_everyone()
-    return read_store(complete(place), sizes, bad)
+    return read_store(complete(place), sizes, bad, views.count)
+
+
+def largest(vae: AutoencoderKL, sizes: list[Size]) -> int:
+    """Bytes of a picture's latents in the largest of the sizes."""
+    fields: Any = vae.config
+    shrunk = 2 ** (len(fields.block_out_channels) - 1)
+    return max(fields.latent_channels * (h // shrunk) * (w // shrunk) * 2 for h, w in sizes)
 
 
 def encode_part(
@@ -109,6 +125,7 @@ def encode_part(
     bad: Bad,
     target: Path,
     state: Any,
+    views: Views,
 ) -> None:
     aside = target.with_name(f".tmp-{target.name}-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
@@ -118,18 +135,26 @@ def encode_part(
     judged = Bad(bad.share, bad.expected, bad.argument, bad.seen, list(bad.named), bad.count)
     for record in tqdm(own, unit="picture", desc="latents", disable=None if state.is_main_process else True):
         try:
-            part.add(int(record), opened(source(rows[int(record)])))
+            picture = opened(source(rows[int(record)]))
         except BadSample as error:
             judged.add(rows.name(int(record)), error)
+            continue
+        for number in range(views.count):
+            part.add(int(record) * views.count + number, picture, views.stored(int(record), number))
     part.finish(judged, before)
     vae.to("cpu")
     aside.rename(target)
 
 
 def store_key(
-    vae: AutoencoderKL, rows: Rows, source: Callable[[Row], Any], wanted: np.ndarray, sizes: list[Size]
+    vae: AutoencoderKL,
+    rows: Rows,
+    source: Callable[[Row], Any],
+    wanted: np.ndarray,
+    sizes: list[Size],
+    views: Views,
 ) -> str:
-    """Changes with the autoencoder, the sizes, the data, and the picture files that it names."""
+    """Changes with the autoencoder, the sizes, the views, the data, and the picture files that it names."""
     files = []
     if rows.folder is not None:
         for record in wanted:
@@ -140,8 +165,8 @@ def store_key(
                 )
             except (BadSample, OSError):
                 files.append("missing")
-    scale = repr((vae.config.scaling_factor, sizes))  # pyright: ignore[reportAttributeAccessIssue]
-    return fingerprint([vae], [scale, rows.fingerprint, repr(wanted.tolist()), *files])[:32]
+    scale = repr((vae.config.scaling_factor, sizes, views))  # pyright: ignore[reportAttributeAccessIssue]
+    return fingerprint([], [weights_key(vae), scale, rows.fingerprint, repr(wanted.tolist()), *files])[:32]
 
 
 def complete(place: Path) -> list[Path]:
@@ -154,22 +179,23 @@ def complete(place: Path) -> list[Path]:
     return []
 
 
-def read_store(parts: list[Path], sizes: list[Size], bad: Bad) -> list[Bucket]:
+def read_store(parts: list[Path], sizes: list[Size], bad: Bad, views: int) -> list[Bucket]:
     indices = [json.loads((part / "index.json").read_text(encoding="utf-8")) for part in parts]
     bad.count += sum(index["bad"] for index in indices)
     bad.named += [name for index in indices for name in index["named"]]
     bad.check()
     buckets = []
     for number in map(str, range(len(sizes))):
-        arrays, records, places = [], [], []
+        arrays, entries, places = [], [], []
         for part, index in zip(parts, indices, strict=True):
             own = index["records"].get(number, [])
             if own:
                 shape = (len(own), *index["shapes"][number])
                 places += [(len(arrays), row) for row in range(len(own))]
                 arrays.append(np.memmap(part / f"{number}.bin", np.float16, "r", shape=shape))
-                records += own
-        if records:
-            order = np.argsort(records)
-            buckets.append(Bucket(np.array(records)[order], arrays, np.array(places)[order]))
+                entries += own
+        if entries:
+            order = np.argsort(entries)  # each record's views lie beside each other
+            records = np.array(entries)[order][::views] // views
+            buckets.append(Bucket(records, arrays, np.array(places)[order], views))
     return buckets

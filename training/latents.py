@@ -12,10 +12,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.emoji import Scene, pixels
+from training.lazy import LazyAutoencoder, weights_key
 
 
 @torch.no_grad()
-def cached_latents(vae: AutoencoderKL, scenes: list[Scene], path: Path) -> Tensor:
+def cached_latents(vae: AutoencoderKL | LazyAutoencoder, scenes: list[Scene], path: Path) -> Tensor:
     """(scenes, channels, height, width): posterior means, scaled to unit variance."""
     key = fingerprint(vae, scenes)
     if path.is_file():
@@ -34,9 +35,6 @@ def cached_latents(vae: AutoencoderKL, scenes: list[Scene], path: Path) -> Tenso
     return latents
 
 
-def fingerprint(vae: AutoencoderKL, scenes: list[Scene]) -> str:
-    digest = hashlib.sha256(repr((vae.config.scaling_factor, scenes)).encode())
-    for name, tensor in sorted(vae.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.float().numpy().tobytes())
-    return digest.hexdigest()
+def fingerprint(vae: AutoencoderKL | LazyAutoencoder, scenes: list[Scene]) -> str:
+    settings = repr((weights_key(vae), vae.config.scaling_factor, vae.config.sample_size, scenes))
+    return hashlib.sha256(settings.encode()).hexdigest()

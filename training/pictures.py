@@ -9,7 +9,7 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from altdiffusion.images import ImageError, open_image
 from altdiffusion.requests import shorten
-from training.buckets import Size, bucket_sizes, fitted, nearest
+from training.buckets import CENTRE, Size, View, Views, bucket_sizes, fitted, nearest
 from training.config import RunConfig
 from training.multilingual import (
     Captions,
@@ -44,7 +44,9 @@ class Latents(Protocol):
 
     @property
     def records(self) -> np.ndarray: ...
-    def __getitem__(self, record: int) -> Tensor: ...
+    @property
+    def views(self) -> int: ...
+    def seen(self, record: int, view: int) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,23 @@ class PicturesConfig(SourceConfig):
     """Side of the square that a picture is scaled to cover and cut to; a multiple of 8."""
     buckets: str = ""
     """auto: aspect-ratio buckets of about resolution x resolution pixels; or height,width;height,width;…"""
+    crop: Literal["centre", "random"] = "centre"
+    """Where a picture is cut that is longer than its size: in the middle, or anywhere."""
+    flip: bool = False
+    """Mirror half of what is seen, left to right."""
+    crops: int = 4
+    """Random crops of each picture whose latents are kept; what is not kept is cut anew each time."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         bucket_sizes(self.resolution, self.buckets)
+        if self.crops < 1:
+            raise ValueError(f"crops: {self.crops}; allowed: 1 and up")
+
+    @property
+    def views(self) -> Views:
+        random = self.crop == "random"
+        return Views(random, self.flip, self.crops if random else 1)
 
 
 def picture_reader(
@@ -98,9 +113,9 @@ def opened(source: Any) -> Image.Image:
         raise BadSample(reason) from error
 
 
-def as_pixels(picture: Image.Image, size: Size) -> Float[Tensor, "3 height width"]:
+def as_pixels(picture: Image.Image, size: Size, view: View = CENTRE) -> Float[Tensor, "3 height width"]:
     """In [-1, 1], as the autoencoder takes them."""
-    array = np.array(fitted(picture, size), dtype=np.float32).transpose(2, 0, 1)
+    array = np.array(fitted(picture, size, view), dtype=np.float32).transpose(2, 0, 1)
     return torch.from_numpy(array) / 127.5 - 1
 
 
@@ -155,7 +170,9 @@ class CachedPictures(torch.utils.data.Dataset):
         random = np.random.default_rng((self.run.seed, index, 3))
         texts = self.read(self.rows[record])[tag]
         text = self.prompt or texts[int(random.integers(len(texts)))]
-        return self.latents[bucket][record], "" if random.random() < self.dropout else text
+        dropped = random.random() < self.dropout
+        view = int(random.integers(self.latents[bucket].views))
+        return self.latents[bucket].seen(record, view), "" if dropped else text
 
     def collate(self, items: list[tuple[Tensor, str]]) -> tuple[Tensor, list[str]]:
         latents, texts = zip(*items, strict=True)
@@ -168,9 +185,15 @@ class StreamedPictures(torch.utils.data.Dataset):
     items = None
 
     def __init__(
-        self, stream: Stream, source: Any, read: Any, sizes: list[Size], wanted: dict[str, float]
+        self,
+        stream: Stream,
+        source: Any,
+        read: Any,
+        sizes: list[Size],
+        wanted: dict[str, float],
+        views: Views,
     ) -> None:
-        self.stream, self.source, self.read, self.sizes = stream, source, read, sizes
+        self.stream, self.source, self.read, self.sizes, self.views = stream, source, read, sizes, views
         self.wanted, self.dropout, self.prompt = wanted, 0.0, ""
 
     def __getitem__(self, index: int) -> tuple[Tensor, str] | None:
@@ -182,7 +205,8 @@ class StreamedPictures(torch.utils.data.Dataset):
         text = self.prompt or captions[tag][int(random.integers(len(captions[tag])))]
         dropped = random.random() < self.dropout
         try:
-            pixels = as_pixels(opened(self.source(row)), self.sizes[bucket])
+            view = self.views.drawn(self.stream.share.seed, index, 9)
+            pixels = as_pixels(opened(self.source(row)), self.sizes[bucket], view)
         except BadSample as error:
             self.stream.bad.add(f"sample {index}", error)
             return None
@@ -213,7 +237,7 @@ def picture_stream(
         return nearest(width, height, sizes) if usable(captions, wanted) else None
 
     stream = Stream(dataset, kind, share, config.shuffle_buffer, bad)
-    return StreamedPictures(stream, source, read, sizes, wanted)
+    return StreamedPictures(stream, source, read, sizes, wanted, config.views)
 
 
 def size_of(source: Any) -> tuple[int, int]:

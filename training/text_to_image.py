@@ -33,7 +33,10 @@ from training.data import Opened, image_captions, open_pictures
 from training.emoji import Scene, load_emoji, random_scene
 from training.export import Made, data_of, finish
 from training.frozen import store_rounded, unrounded
+from training.kept_tower import KeptTower, full_states, open_tower
+from training.known import known_texts
 from training.latents import cached_latents
+from training.lazy import LazyAutoencoder
 from training.loop import Run
 from training.pictures import PicturesConfig, batches, latent_shape
 from training.prior import PriorConfig, WithPrior, WithPrompt, prior_latents
@@ -102,6 +105,9 @@ class TextToImageConfig:
     values start with the least-squares map between the two."""
     gradient_checkpointing: bool = False
     """Compute activations again on the way back: a fifth of their memory, a third more time."""
+    cache: Path | None = None
+    """Folder, which runs may share, for what the text tower says of each caption, so that the tower is read
+    only where something is missing. None: computed anew in every step."""
     attention: Literal["auto", "sdpa", "xformers"] = "auto"
     """auto: xformers where it is installed and the device is CUDA, otherwise PyTorch's own."""
     architecture: UNetConfig = field(default_factory=UNetConfig)
@@ -116,6 +122,10 @@ class TextToImageConfig:
             )
         if not 0 <= self.caption_dropout <= 1:
             raise ValueError(f"caption_dropout: {self.caption_dropout}; allowed: 0 to 1")
+        if self.reading.streaming and self.cache is not None:
+            raise ValueError(
+                "cache: with reading.streaming, whose texts are not known beforehand; allowed: without"
+            )
         if self.reading.streaming and (self.prior.prompts or self.instance_prompt):
             raise ValueError("reading.streaming: True with prior.prompts or instance_prompt; allowed: False")
         for name, wanted in (("trainable", self.trainable == "lora"), ("prior", bool(self.prior.prompts))):
@@ -169,14 +179,15 @@ def swap_captions(config: TextToImageConfig) -> list[str]:
     return ["", *(emoji.names[tag][c] for tag in config.languages or ("en",) for c in emoji.characters)]
 
 
-def prepare_unet(config: TextToImageConfig, tower: TextTower, shape: torch.Size) -> UNet2DConditionModel:
+def prepare_unet(
+    config: TextToImageConfig, tower: TextTower | KeptTower, shape: torch.Size
+) -> UNet2DConditionModel:
     """The UNet for latents of this `shape`, with the parameters of the stage, and no others, trainable."""
     unet = build_unet(config.unet, config.architecture, tower.width, (shape[0], shape[-1]))
     if config.swapped_from is not None:
         texts = swap_captions(config)
-        explained = map_cross_attention(
-            unet, TextTower(config.swapped_from).encode(texts), tower.encode(texts)
-        )
+        before = full_states(open_tower(config.swapped_from, config.cache), texts)
+        explained = map_cross_attention(unet, before, full_states(tower, texts))
         logger.info("the new tower's states explain %.1f %% of the old one's", 100 * explained)
     if config.trainable == "lora":
         add_lora(unet, config.lora.rank, config.lora.alpha)
@@ -188,11 +199,11 @@ def prepare_unet(config: TextToImageConfig, tower: TextTower, shape: torch.Size)
 
 
 def training_data(
-    config: TextToImageConfig, opened: Opened | None, vae: AutoencoderKL, tower: TextTower
+    config: TextToImageConfig, opened: Opened | None, vae: LazyAutoencoder, tower: TextTower | KeptTower
 ) -> tuple[Any, torch.Size]:
     """The samples, and the shape of their latents (in buckets that of the square)."""
     if opened is not None:
-        cache = config.output_dir / "latents"
+        cache = (config.cache or config.output_dir) / "latents"
         dataset = image_captions(
             opened,
             config.run,
@@ -202,9 +213,12 @@ def training_data(
             config.caption_dropout,
             config.instance_prompt,
         )
+        if opened.rows is not None:  # a stream is encoded while it is read
+            vae.release()
         return dataset, latent_shape(vae, config.reading.resolution)
     scenes = chosen_scenes(config)
     latents = cached_latents(vae, scenes, config.output_dir / "latents.safetensors")
+    vae.release()
     return CaptionedLatents(config, latents, scenes), latents.shape[1:]
 
 
@@ -214,22 +228,28 @@ def train(config: TextToImageConfig) -> None:
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     opened = open_pictures(config.data, config.reading, config.languages) if config.data else None
-    vae, tower = AutoencoderKL.from_pretrained(config.vae).eval(), TextTower(config.text)
+    vae, tower = LazyAutoencoder(config.vae), open_tower(config.text, config.cache)
+    if isinstance(tower, KeptTower):
+        drawn = [] if opened else [c for scene in chosen_scenes(config) for c in scene.characters]
+        tower.kept.keep(known_texts(config, opened, drawn), config.run)
     dataset, shape = training_data(config, opened, vae, tower)
     if config.instance_prompt:
         dataset = WithPrompt(dataset, config.instance_prompt)
     if config.prior.prompts:
         unet = UNet2DConditionModel.from_pretrained(config.unet)
         path = config.output_dir / "prior.safetensors"
-        pictures = prior_latents(pipeline_of(unet, vae, tower, config), config.prior, config.run.seed, path)
+        pictures = prior_latents(
+            pipeline_of(unet, vae.model, tower, config), config.prior, config.run.seed, path
+        )
         dataset = WithPrior(dataset, pictures, config.prior, config.run.seed)
     unet = prepare_unet(config, tower, shape)
     schedule = DDPMScheduler(**schedule_fields(config.prediction_type, config.zero_terminal_snr))
     if config.unet is not None:
         store_rounded(unet, config.run.mixed_precision)
-    store_rounded(tower.model, config.run.mixed_precision)
+    if isinstance(tower, TextTower):
+        store_rounded(tower.model, config.run.mixed_precision)
     run = Run.start(config, unet)
-    tower.model.to(run.accelerator.device)
+    tower.to(run.accelerator.device)
     for clean, texts in batches(dataset, run, vae):
         clean = clean.to(run.accelerator.device)
         noise = run.noise(*clean.shape)
@@ -263,7 +283,7 @@ def stage_loss(config: TextToImageConfig, prediction: Tensor, target: Tensor, sn
 
 
 def pipeline_of(
-    unet: UNet2DConditionModel, vae: AutoencoderKL, tower: TextTower, config: TextToImageConfig
+    unet: UNet2DConditionModel, vae: AutoencoderKL, tower: TextTower | KeptTower, config: TextToImageConfig
 ) -> StableDiffusionPipeline:
     """The stock pipeline of these parts, with a sampler that fits the schedule."""
     fields = schedule_fields(config.prediction_type, config.zero_terminal_snr)
@@ -285,7 +305,10 @@ def pipeline_of(
 
 
 def export(
-    unet: UNet2DConditionModel | Any, vae: AutoencoderKL, tower: TextTower, config: TextToImageConfig
+    unet: UNet2DConditionModel | Any,
+    vae: LazyAutoencoder,
+    tower: TextTower | KeptTower,
+    config: TextToImageConfig,
 ) -> None:
     """A folder that plain diffusers opens; of a LoRA the file that its `load_lora_weights` reads."""
     folder = config.output_dir / "model"
@@ -298,8 +321,9 @@ def export(
         precision = config.run.mixed_precision
         if config.unet is not None:
             unet = unrounded(unet, precision, lambda: UNet2DConditionModel.from_pretrained(config.unet))
-        tower.model = unrounded(tower.model, precision, lambda: TextTower(config.text).model)
-        pipeline_of(unet, vae, tower, config).save_pretrained(folder)
+        if isinstance(tower, TextTower):
+            tower.model = unrounded(tower.model, precision, lambda: TextTower(config.text).model)
+        pipeline_of(unet, vae.model, tower, config).save_pretrained(folder)
     if config.data:
         return
     drawn = {"covered": list(dict.fromkeys(c for s in chosen_scenes(config) for c in s.characters))}

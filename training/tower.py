@@ -38,3 +38,17 @@ class TextTower:
             texts, padding="max_length", max_length=MAX_LENGTH, truncation=True, return_tensors="pt"
         ).to(self.model.device)
         return self.model(tokens.input_ids).last_hidden_state
+
+    @torch.no_grad()
+    def trimmed(self, texts: list[str]) -> list[Tensor]:
+        """(tokens, dim) of each text: its own tokens and one pad, which `expand` repeats. CLIP's pads differ
+        from each other, so all of them are here.
+        """
+        if not self.multilingual:
+            return list(self.encode(texts))
+        states, counts = encode_trimmed(self.model, self.tokenizer, texts)
+        return [rows[: count + 1] for rows, count in zip(states, counts.tolist(), strict=True)]
+
+    def to(self, device: torch.device) -> "TextTower":
+        self.model.to(device)
+        return self

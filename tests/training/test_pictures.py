@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -177,6 +178,17 @@ def test_latents_are_kept_until_a_picture_changes(tmp_path, vae, monkeypatch):
         (folder / "p000.png").write_bytes(data_files.picture(99))
         with pytest.raises(TypeError):
             samples(folder, vae, tmp_path / "latents")
+
+
+def test_latents_that_the_disk_has_no_room_for_are_refused(tmp_path, vae, monkeypatch):
+    folder = data_files.image_folder(tmp_path / "pictures", 5)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2559))
+    message = r"^cache: latents of 5 pictures take 2\.56 KB, and .* has 2\.56 KB free; allowed: a folder"
+    with pytest.raises(ValueError, match=message):
+        samples(folder, vae, tmp_path / "latents")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2560))
+    samples(folder, vae, tmp_path / "latents")
+    assert sum(file.stat().st_size for file in tmp_path.glob("latents/*/*/*.bin")) == 2560
 
 
 def test_two_processes_share_the_encoding_and_read_what_one_reads(tmp_path, vae):
