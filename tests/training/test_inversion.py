@@ -84,7 +84,7 @@ def test_a_pipeline_that_loads_the_file_hears_what_was_trained(drawing, tmp_path
     assert list(checkpoint) == ["vectors"] and learned(tmp_path).equal(checkpoint["vectors"])
     model = inversion(drawing, count)
     model.vectors.data.copy_(learned(tmp_path))
-    texts = ["a <zorp> on the beach", "ein <zorp>"]
+    texts = ["a <zorp> on the beach", "das <zorp>"]
     expected = model.frozen[1].encode(model.spelling.maybe_convert_prompt(texts, model.frozen[1].tokenizer))
     ours = AltDiffusionPipeline.from_pretrained(drawing, device="cpu")
     stock = DiffusionPipeline.from_pretrained(drawing, safety_checker=None)

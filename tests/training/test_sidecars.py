@@ -53,7 +53,7 @@ def test_pictures_alone_take_the_one_prompt_or_are_refused(tmp_path):
         open_pictures(folder, CONFIG)
     opened = open_pictures(folder, CONFIG, otherwise="a sks dog")
     assert opened.rows is not None and opened.read(opened.rows[0]) == {"en": ("a sks dog",)}
-    german = open_pictures(folder, CONFIG, ("de",), otherwise="ein sks")
+    german = open_pictures(folder, CONFIG, ("de",), otherwise="das sks")
     assert german.found is not None and list(german.found.rows) == ["de"]
 
 
