@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,16 @@ from altdiffusion.model import AltCLIP
 from altdiffusion.pipelines import AltDiffusionPipeline
 from altdiffusion.reading import read_json
 from altdiffusion.text_adapter import TextAdapter
+from training.adapter_data import Judged, ParallelPictures, judged_emoji
 from training.captions import Captions
 from training.config import OptimConfig, RunConfig, parse
+from training.data import Opened, image_captions, open_pictures
 from training.emoji import Scene, centred, load_emoji
 from training.export import Made, data_of, finish
 from training.frozen import FORMATS, store_rounded
 from training.latents import cached_latents
 from training.loop import Run
+from training.pictures import CachedPictures, PicturesConfig
 from training.stage import run_stage
 
 logger = logging.getLogger(__name__)
@@ -64,6 +68,10 @@ class AdapterConfig:
     """Stable Diffusion 1 or 2 with the English text encoder that its UNet knows: a diffusers folder or a Hub
     name."""
     net: NetConfig = field(default_factory=NetConfig)
+    data: str = ""
+    """Pictures with captions, English ones among them, in the place of the emoji: a folder, a file, or a data
+    set's name."""
+    reading: PicturesConfig = field(default_factory=PicturesConfig)
     languages: tuple[str, ...] = ()
     """Caption languages; empty means all."""
     emoji: int = 0
@@ -84,6 +92,10 @@ class AdapterConfig:
     """Captions of each language in the report's figures."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        if self.reading.streaming:
+            raise ValueError("reading.streaming: True in adapter mode, which reads by place; allowed: False")
 
 
 class ParallelLatents(torch.utils.data.Dataset):
@@ -193,7 +205,7 @@ def chosen_scenes(config: AdapterConfig) -> list[Scene]:
 def build(config: AdapterConfig) -> Imitation:
     """Teacher, and student on the same UNet, with a new adapter between."""
     for tag in config.languages:
-        if tag not in LANGUAGES:
+        if tag not in LANGUAGES and not config.data:
             raise ValueError(f"languages: no {tag[:40]!r}; allowed: {', '.join(LANGUAGES)}")
     with named("stable_diffusion"):
         folder = locate(config.stable_diffusion)
@@ -239,34 +251,52 @@ def fit(stage: Imitation, pairs: list[tuple[str, str]]) -> None:
 
 
 @torch.no_grad()
-def gap(stage: Imitation, scenes: list[Scene], latents: Tensor) -> dict[str, float]:
-    """How far the UNet is, under each language's names, from what it predicts under the English ones.
+def gap(stage: Imitation, judged: Judged) -> dict[str, float]:
+    """How far the UNet is, under each language's captions, from what it predicts under their English.
 
     In units of what the English text does at all: 0 is the same prediction, 1 as far as without a text.
     """
-    config, captions = stage.config, Captions(load_emoji())
     unet, schedule = stage.frozen[1].unet, stage.schedule
-    count = min(config.judged_captions, len(scenes))
-    chosen = np.linspace(0, len(scenes) - 1, count).round().astype(int).tolist()
-    draw = torch.Generator().manual_seed(config.run.seed)
-    noise = torch.randn(count, *latents.shape[1:], generator=draw)
-    # From a half to all of the noise: there it is decided what the picture shows.
-    timesteps = torch.linspace(0.5, 0.98, count).mul(schedule.config.num_train_timesteps).long()
-    noisy = schedule.add_noise(latents[chosen], noise, timesteps).to(unet.device)
-    timesteps = timesteps.to(unet.device)
 
-    def predicted(states: Tensor) -> Tensor:
-        return unet(noisy, timesteps, states).sample
+    @cache  # most languages are judged on the same
+    def asked(english: tuple[tuple[int, str], ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Noisy latents, timesteps, the prediction under the English, and what that text does."""
+        count, (places, texts) = len(english), map(list, zip(*english, strict=True))
+        draw = torch.Generator().manual_seed(stage.config.run.seed)
+        noise = torch.randn(count, *judged.latents.shape[1:], generator=draw)
+        # From a half to all of the noise: there it is decided what the picture shows.
+        timesteps = torch.linspace(0.5, 0.98, count).mul(schedule.config.num_train_timesteps).long()
+        noisy = schedule.add_noise(judged.latents[places], noise, timesteps).to(unet.device)
+        timesteps = timesteps.to(unet.device)
+        goal = unet(noisy, timesteps, stage.english(texts)).sample
+        silent = unet(noisy, timesteps, stage.english([""] * count)).sample
+        return noisy, timesteps, goal, F.mse_loss(silent, goal)
 
-    goal = predicted(stage.english([captions.name(scenes[n]) for n in chosen]))
-    effect = F.mse_loss(predicted(stage.english([""] * count)), goal)
-    return {
-        tag: (
-            F.mse_loss(predicted(stage.states([captions.name(scenes[n], tag) for n in chosen])), goal)
-            / effect
-        ).item()
-        for tag in config.languages or LANGUAGES
-    }
+    found = {}
+    for tag, samples in judged.samples.items():
+        noisy, timesteps, goal, effect = asked(tuple((place, english) for place, _, english in samples))
+        states = stage.states([text for _, text, _ in samples])
+        found[tag] = (F.mse_loss(unet(noisy, timesteps, states).sample, goal) / effect).item()
+    return found
+
+
+def training_data(
+    config: AdapterConfig, stage: Imitation, opened: Opened | None
+) -> tuple[ParallelLatents | ParallelPictures, Judged]:
+    """The samples, and what the report is about."""
+    student, teacher = stage.frozen
+    if opened is not None:
+        assert opened.found is not None
+        kept = config.output_dir / "latents"
+        pictures = image_captions(opened, config.run, teacher.vae, student.tokenizer, kept)
+        assert isinstance(pictures, CachedPictures)
+        data = ParallelPictures(pictures, config.caption_dropout)
+        return data, data.judged(opened.found, config.judged_captions)
+    scenes = chosen_scenes(config)
+    latents = cached_latents(teacher.vae, scenes, config.output_dir / "latents.safetensors")
+    data = ParallelLatents(config, latents, scenes)
+    tags = config.languages or tuple(LANGUAGES)
+    return data, judged_emoji(scenes, latents, data.captions, tags, config.judged_captions)
 
 
 def unrounded(stage: Imitation) -> Imitation:
@@ -284,18 +314,20 @@ def train(config: AdapterConfig) -> None:
     torch.manual_seed(config.run.seed)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
-    stage, scenes = build(config), chosen_scenes(config)
-    teacher = stage.frozen[1]
-    latents = cached_latents(teacher.vae, scenes, config.output_dir / "latents.safetensors")
-    data = ParallelLatents(config, latents, scenes)
+    opened = None
+    if config.data:
+        opened = open_pictures(config.data, config.reading, config.languages, needed="en")
+    stage = build(config)
+    data, judged = training_data(config, stage, opened)
     figures = {}
     if stage.adapter.config.in_dim == stage.adapter.config.out_dim:
         with text_adapter.aside(stage.frozen[0].text_encoder):
-            figures["without"] = gap(stage, scenes, latents)
+            figures["without"] = gap(stage, judged)
     if config.fitted_captions:
         fit(stage, [data.texts(index)[1:] for index in range(config.fitted_captions)])
-    figures["start"] = gap(stage, scenes, latents)
-    for part in (stage.frozen[0].text_encoder, teacher.text_encoder, teacher.unet):
+    figures["start"] = gap(stage, judged)
+    student, teacher = stage.frozen
+    for part in (student.text_encoder, teacher.text_encoder, teacher.unet):
         store_rounded(part, config.run.mixed_precision)
     run = Run.start(config, stage)
     for pipeline in stage.frozen:
@@ -312,26 +344,27 @@ def train(config: AdapterConfig) -> None:
     if run.accelerator.is_main_process:
         run.trained()
         stage = unrounded(stage)
-        figures["trained"] = gap(stage, scenes, latents)
-        export(stage, figures)
+        figures["trained"] = gap(stage, judged)
+        export(stage, figures, opened)
 
 
-def export(stage: Imitation, figures: dict[str, dict[str, float]]) -> None:
+def export(stage: Imitation, figures: dict[str, dict[str, float]], opened: Opened | None) -> None:
     """The pipeline with its adapter in `adapter/`; a linear one is folded into the tower."""
     student, config = stage.frozen[0], stage.config
     if config.net.hidden_layers == 0:
         text_adapter.fold(student.text_encoder)
     student.save_pretrained(config.output_dir / "model")
-    (config.output_dir / "report.json").write_text(json.dumps(figures, indent=1))
+    report = {**figures, **(opened.report() if opened else {})}
+    (config.output_dir / "report.json").write_text(json.dumps(report, indent=1))
     made = Made(
         title="AltDiffusion by an adapter",
         stage="adapter mode (PEA-Diffusion, Ma et al. 2024)",
         library="diffusers",
         task="text-to-image",
         bases={"text tower": config.text, "UNet and VAE": config.stable_diffusion},
-        **data_of(None, config.languages),
+        **data_of(opened, config.languages),
         figures=figures,
-        metric="How far the UNet's prediction is from that under the English name in its own text encoder, "
+        metric="How far the UNet's prediction is from that under the English caption in its own encoder, "
         "in units of what that text does: 0 is the same, 1 as far as no text",
         opens=OPENS if config.net.hidden_layers else "",
     )

@@ -23,10 +23,12 @@ from training.buckets import bucket_sizes
 from training.config import RunConfig
 from training.latent_store import stored_latents
 from training.multilingual import (
+    ONLY_PICTURES,
     Captions,
     LanguageOrder,
     SourceConfig,
     Survey,
+    base,
     caption_reader,
     drawn_from,
     summary,
@@ -80,21 +82,43 @@ class Opened:
         return {"data": self.source, "skipped": self.found.bad.count, "texts": texts}
 
 
-def open_data(source: str, config: SourceConfig, languages: tuple[str, ...] = (), needed: str = "") -> Opened:
-    """Refuses, before any model is read, what has no texts for a stage."""
+def open_data(
+    source: str,
+    config: SourceConfig,
+    languages: tuple[str, ...] = (),
+    needed: str = "",
+    otherwise: str = "",
+) -> Opened:
+    """Refuses, before any model is read, what has no texts for a stage.
+
+    `otherwise` is the caption of pictures that come without any.
+    """
     wanted = wanted_languages(config, languages)
     if config.streaming:
         stream = open_stream(source, config.split, config.subset)
         columns = tuple(stream.features or next(iter(stream), {}))
         return Opened(source, config, wanted, columns, caption_reader(columns, config), stream)
     rows = open_rows(source, config.split, config.subset)
-    read = caption_reader(rows.columns, config)
+    if otherwise and rows.columns == ONLY_PICTURES:
+        read = always(otherwise, base(languages[0] if languages else config.plain_language))
+    else:
+        read = caption_reader(rows.columns, config)
     found = survey(rows, read, wanted, config.max_bad_share, needed)
     return Opened(source, config, wanted, rows.columns, read, rows=rows, found=found)
 
 
-def open_pictures(source: str, config: PicturesConfig, languages: tuple[str, ...] = ()) -> Opened:
-    opened = open_data(source, config, languages)
+def always(text: str, tag: str) -> Callable[[Row], Captions]:
+    return lambda _row: {tag: (text,)}
+
+
+def open_pictures(
+    source: str,
+    config: PicturesConfig,
+    languages: tuple[str, ...] = (),
+    needed: str = "",
+    otherwise: str = "",
+) -> Opened:
+    opened = open_data(source, config, languages, needed, otherwise)
     picture_reader(None, opened.columns, config)
     return opened
 

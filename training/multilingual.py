@@ -16,6 +16,8 @@ from training.sources import Bad, BadSample, Row, Rows, shorten
 
 #: Columns that hold captions; of a record the first that has any. A webdataset has `json` and `txt`.
 NAMES = ("captions", "translation", "json", "caption", "text", "txt", "prompt")
+#: Columns of a folder of pictures that nothing is said about.
+ONLY_PICTURES = ("file_name",)
 TAG = re.compile(r"[a-z]{2,3}([-_][A-Za-z0-9]+)*")
 PREFIXED = re.compile(r"(?:captions?|text)_(?P<tag>[a-z]{2,3}(?:[-_][A-Za-z0-9]+)*)")
 #: Keys of a {lang, text} item, as data sets write them.
@@ -93,6 +95,11 @@ def caption_reader(columns: tuple[str, ...], config: SourceConfig) -> Callable[[
     if tagged:
         return lambda row: captions_of({tag: row.get(name) for name, tag in tagged.items()}, row, "")
     found = [name for name in NAMES if name in columns]
+    if columns == ONLY_PICTURES:
+        raise ValueError(
+            "data: the pictures have no captions; allowed: a .txt for each, metadata.jsonl, "
+            "or a stage's instance_prompt"
+        )
     if not found:
         raise ValueError(f"caption_column: none found; allowed: {', '.join(columns)}")
     return lambda row: first_captions(row, found, config.plain_language)

@@ -163,10 +163,14 @@ class CachedPictures(torch.utils.data.Dataset):
             for n, bucket in enumerate(buckets)
         ]
 
-    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+    def place(self, index: int) -> tuple[int, str, int]:
+        """Bucket, language and record of a sample."""
         batch, place = divmod(index, self.run.batch_size)
         bucket, number = self.buckets[batch]
-        tag, record = self.orders[bucket][number * self.run.batch_size + place]
+        return bucket, *self.orders[bucket][number * self.run.batch_size + place]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+        bucket, tag, record = self.place(index)
         random = np.random.default_rng((self.run.seed, index, 3))
         texts = self.read(self.rows[record])[tag]
         text = self.prompt or texts[int(random.integers(len(texts)))]

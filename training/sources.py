@@ -1,4 +1,5 @@
-"""Where samples are read from: JSONL, TSV, imagefolder, parquet, webdataset tars, any name of `datasets`.
+"""Where samples are read from: JSONL, TSV, imagefolder, parquet, webdataset tars, any name of `datasets`,
+pictures with text files beside them.
 
 Everything but a stream is read by place (`rows[number]`), pictures undecoded. JSONL and TSV are read here,
 line by line: in `datasets` one broken line ends the whole file. The rest is `datasets`' own.
@@ -20,6 +21,8 @@ Row = dict[str, Any]
 NAMED = 10
 #: A stream's share of bad samples is judged as if it had at least so many.
 STREAM_LENGTH = 1000
+#: Endings of pictures that may have text files beside them.
+SHOWN = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 #: What a folder of data is told by, in this order, and the builder of `datasets` that reads it.
 BUILDERS = {".tar": "webdataset", ".parquet": "parquet"}
 
@@ -162,13 +165,17 @@ def open_rows(source: str, split: str = "train", subset: str = "") -> Rows:
     path = lines_file(Path(source))
     if path is not None:
         return Lines(path)
+    if only_pictures(Path(source)):
+        from training.sidecars import Sidecars
+
+        return Sidecars(Path(source))
     dataset = loaded(source, split, subset, streaming=False)
     return Table(dataset, Path(source) if Path(source).is_dir() else None)
 
 
 def open_stream(source: str, split: str, subset: str) -> Any:
     """A `datasets.IterableDataset`, its pictures undecoded."""
-    if lines_file(Path(source)) is not None:
+    if lines_file(Path(source)) is not None or only_pictures(Path(source)):
         raise ValueError(f"streaming: {shorten(source)} is read by place as it is; leave streaming False")
     return undecoded(loaded(source, split, subset, streaming=True))
 
@@ -184,6 +191,17 @@ def lines_file(path: Path) -> Path | None:
             )
         return found[0] if found else None
     return path if path.is_file() and path.suffix in {".jsonl", ".tsv"} else None
+
+
+def only_pictures(path: Path) -> bool:
+    """Whether a folder holds pictures, and nothing that says more about them than text files."""
+    if not path.is_dir():
+        return False
+    names = [found.name.lower() for found in path.rglob("*")]
+    told = ("metadata.csv", "metadata.parquet", "dataset_info.json", "dataset_dict.json")
+    return any(name.endswith(SHOWN) for name in names) and not any(
+        name in told or name.endswith((".tar", ".parquet", ".jsonl")) for name in names
+    )
 
 
 def loaded(source: str, split: str, subset: str, streaming: bool) -> Any:
@@ -235,8 +253,8 @@ def recognised(source: str) -> tuple[str, dict[str, Any]]:
                 return builder, {"data_files": files}
         if not any(path.rglob("metadata.*")):
             raise ValueError(
-                f"data: {shorten(source)} holds no data; allowed: metadata.jsonl, .csv or .parquet "
-                "beside pictures, a .jsonl or .tsv file, .parquet or .tar files"
+                f"data: {shorten(source)} holds no data; allowed: metadata.jsonl, .csv or .parquet, or "
+                ".txt files, beside pictures, a .jsonl or .tsv file, .parquet or .tar files"
             )
         return "imagefolder", {"data_dir": source}
     if path.is_absolute() or source.startswith(".") or source.count("/") > 1 or path.suffix in SUFFIXES:

@@ -2,12 +2,14 @@
 
 Concept alignment (Ye et al. 2023): after the tower of a Stable Diffusion was swapped, only keys and values of
 cross-attention are trained (`trainable: kv`). Quality improvement: the whole UNet (`trainable: unet`), with a
-tenth of the captions dropped for classifier-free guidance. `lora` leaves the UNet as it is and trains a small
-file that diffusers loads beside it. With `unet` left out a new one is trained from nothing.
+tenth of the captions dropped for classifier-free guidance. `lora` and `textual_inversion` leave the UNet as
+it is and train a small file that diffusers loads beside it. With `unet` left out a new one is trained from
+nothing.
 """
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,18 +28,21 @@ from torch import Tensor
 
 from altdiffusion.losses import diffusion_loss
 from altdiffusion.runtime import choose_attention
-from altdiffusion.trainable import add_lora, lora_state, select_parameters
+from altdiffusion.trainable import lora_state, select_parameters
+from training import inversion, lora
 from training.captions import Captions
 from training.config import OptimConfig, RunConfig, parse
 from training.data import Opened, image_captions, open_pictures
 from training.emoji import Scene, load_emoji, random_scene
 from training.export import Made, data_of, finish
 from training.frozen import store_rounded, unrounded
+from training.inversion import Inversion, InversionConfig, WithWord
 from training.kept_tower import KeptTower, full_states, open_tower
 from training.known import known_texts
 from training.latents import cached_latents
 from training.lazy import LazyAutoencoder
 from training.loop import Run
+from training.lora import LoraConfig
 from training.pictures import PicturesConfig, batches, latent_shape
 from training.prior import PriorConfig, WithPrior, WithPrompt, prior_latents
 from training.stage import run_stage
@@ -46,19 +51,6 @@ from training.tower import TextTower
 from training.unet import UNetConfig, build_unet, schedule_fields, set_attention
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class LoraConfig:
-    """The low-rank pairs beside the queries, keys, values and outputs of every attention."""
-
-    rank: int = 4
-    alpha: int | None = None
-    """The pairs count alpha / rank times. None: as the rank, once."""
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"lora.rank: {self.rank}; allowed: 1 and up")
 
 
 @dataclass(frozen=True)
@@ -71,10 +63,12 @@ class TextToImageConfig:
     vae: Path
     unet: Path | None = None
     """diffusers folder of the UNet to go on from. None starts a new one."""
-    trainable: Literal["kv", "cross_attention", "unet", "lora"] = "unet"
+    trainable: Literal["kv", "cross_attention", "unet", "lora", "textual_inversion"] = "unet"
     """kv: keys and values of cross-attention, as the paper says. cross_attention: all of it, as the paper's
-    code did. lora: low-rank pairs beside the UNet, which stays as it is."""
+    code did. lora: low-rank pairs beside the UNet, which stays as it is. textual_inversion: the vectors of a
+    new word, and nothing else."""
     lora: LoraConfig = field(default_factory=LoraConfig)
+    inversion: InversionConfig = field(default_factory=InversionConfig)
     data: str = ""
     """Pictures with captions, in the place of the emoji: a folder, a file, or a data set's name."""
     reading: PicturesConfig = field(default_factory=PicturesConfig)
@@ -128,7 +122,10 @@ class TextToImageConfig:
             )
         if self.reading.streaming and (self.prior.prompts or self.instance_prompt):
             raise ValueError("reading.streaming: True with prior.prompts or instance_prompt; allowed: False")
-        for name, wanted in (("trainable", self.trainable == "lora"), ("prior", bool(self.prior.prompts))):
+        if self.trainable == "textual_inversion":
+            inversion.check(self)
+        beside = self.trainable in ("lora", "textual_inversion")
+        for name, wanted in (("trainable", beside), ("prior", bool(self.prior.prompts))):
             if wanted and self.unet is None:
                 raise ValueError(f"unet: None, and {name} needs one that draws; allowed: a UNet's folder")
 
@@ -164,7 +161,9 @@ def chosen_scenes(config: TextToImageConfig) -> list[Scene]:
         if strange := [c for c in drawn if c not in emoji.characters]:
             raise ValueError(f"characters: {strange[0]!r} is none; allowed: the emoji of the font")
     elif config.emoji:
-        drawn = tuple(drawn[round(i * (len(drawn) - 1) / (config.emoji - 1))] for i in range(config.emoji))
+        drawn = tuple(
+            drawn[round(i * (len(drawn) - 1) / max(1, config.emoji - 1))] for i in range(config.emoji)
+        )
     spread = 0.3 if config.variants > 1 else 0.0
     return [
         random_scene(config.run.seed, 1000 * ord(c) + n, (c,), spread=spread)
@@ -190,8 +189,9 @@ def prepare_unet(
         explained = map_cross_attention(unet, before, full_states(tower, texts))
         logger.info("the new tower's states explain %.1f %% of the old one's", 100 * explained)
     if config.trainable == "lora":
-        add_lora(unet, config.lora.rank, config.lora.alpha)
-    select_parameters(unet, config.trainable)
+        lora.prepare(unet, config.lora)
+    if config.trainable != "textual_inversion":
+        select_parameters(unet, config.trainable)
     set_attention(unet, config.attention)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -222,19 +222,41 @@ def training_data(
     return CaptionedLatents(config, latents, scenes), latents.shape[1:]
 
 
+def prompted(dataset: Any, config: TextToImageConfig) -> Any:
+    """The samples under the prompt that stands in for their captions, or with the new word in them."""
+    if config.instance_prompt:
+        return WithPrompt(dataset, config.instance_prompt)
+    if config.trainable == "textual_inversion":
+        return WithWord(dataset, config.inversion, config.languages, config.run.seed)
+    return dataset
+
+
+def trained_model(
+    config: TextToImageConfig, unet: UNet2DConditionModel, tower: TextTower
+) -> tuple[torch.nn.Module, Callable[[list[str]], Any]]:
+    """What a run trains, and what makes its third input of captions."""
+    if config.trainable == "textual_inversion":
+        return Inversion(unet, tower, config.inversion), list  # it reads the texts itself
+    return unet, tower.encode
+
+
 def train(config: TextToImageConfig) -> None:
     choose_attention(config.attention)  # refuses before the models are read what cannot run here
     torch.manual_seed(config.run.seed)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
-    opened = open_pictures(config.data, config.reading, config.languages) if config.data else None
+    opened = None
+    if config.data:
+        prompt = config.instance_prompt or config.inversion.token
+        opened = open_pictures(config.data, config.reading, config.languages, otherwise=prompt)
     vae, tower = LazyAutoencoder(config.vae), open_tower(config.text, config.cache)
+    if config.trainable == "textual_inversion":
+        inversion.check_words(config.inversion, tower.tokenizer)
     if isinstance(tower, KeptTower):
         drawn = [] if opened else [c for scene in chosen_scenes(config) for c in scene.characters]
         tower.kept.keep(known_texts(config, opened, drawn), config.run)
     dataset, shape = training_data(config, opened, vae, tower)
-    if config.instance_prompt:
-        dataset = WithPrompt(dataset, config.instance_prompt)
+    dataset = prompted(dataset, config)
     if config.prior.prompts:
         unet = UNet2DConditionModel.from_pretrained(config.unet)
         path = config.output_dir / "prior.safetensors"
@@ -244,11 +266,12 @@ def train(config: TextToImageConfig) -> None:
         dataset = WithPrior(dataset, pictures, config.prior, config.run.seed)
     unet = prepare_unet(config, tower, shape)
     schedule = DDPMScheduler(**schedule_fields(config.prediction_type, config.zero_terminal_snr))
+    model, encode = trained_model(config, unet, tower)
     if config.unet is not None:
         store_rounded(unet, config.run.mixed_precision)
     if isinstance(tower, TextTower):
         store_rounded(tower.model, config.run.mixed_precision)
-    run = Run.start(config, unet)
+    run = Run.start(config, model)
     tower.to(run.accelerator.device)
     for clean, texts in batches(dataset, run, vae):
         clean = clean.to(run.accelerator.device)
@@ -259,7 +282,7 @@ def train(config: TextToImageConfig) -> None:
             noise = noise + config.noise_offset * run.noise(*clean.shape[:2], 1, 1)
         noisy = schedule.add_noise(clean, noise, timesteps)
         with run.accelerator.autocast():
-            prediction = run.model(noisy, timesteps, tower.encode(texts)).sample
+            prediction = run.model(noisy, timesteps, encode(texts)).sample
         target = (
             noise if config.prediction_type == "epsilon" else schedule.get_velocity(clean, noise, timesteps)
         )
@@ -305,25 +328,27 @@ def pipeline_of(
 
 
 def export(
-    unet: UNet2DConditionModel | Any,
+    trained: UNet2DConditionModel | Any,
     vae: LazyAutoencoder,
     tower: TextTower | KeptTower,
     config: TextToImageConfig,
 ) -> None:
-    """A folder that plain diffusers opens; of a LoRA the file that its `load_lora_weights` reads."""
+    """A folder that plain diffusers opens; of a LoRA or a new word the file that its pipelines load."""
     folder = config.output_dir / "model"
-    if config.trainable == "lora":
-        layers, settings = lora_state(unet)
+    if config.trainable == "textual_inversion":
+        inversion.export(trained, config.inversion, folder)
+    elif config.trainable == "lora":
+        layers, settings = lora_state(trained)
         StableDiffusionPipeline.save_lora_weights(
             folder, unet_lora_layers=layers, unet_lora_adapter_metadata=settings
         )
     else:
         precision = config.run.mixed_precision
         if config.unet is not None:
-            unet = unrounded(unet, precision, lambda: UNet2DConditionModel.from_pretrained(config.unet))
+            trained = unrounded(trained, precision, lambda: UNet2DConditionModel.from_pretrained(config.unet))
         if isinstance(tower, TextTower):
             tower.model = unrounded(tower.model, precision, lambda: TextTower(config.text).model)
-        pipeline_of(unet, vae.model, tower, config).save_pretrained(folder)
+        pipeline_of(trained, vae.model, tower, config).save_pretrained(folder)
     if config.data:
         return
     drawn = {"covered": list(dict.fromkeys(c for s in chosen_scenes(config) for c in s.characters))}
@@ -336,15 +361,18 @@ def made(config: TextToImageConfig, opened: Opened | None) -> Made:
         "cross_attention": "concept alignment of all cross-attention, as the code of Ye et al. 2023 has it",
         "unet": "quality improvement (Ye et al. 2023)" if config.unet else "a UNet from nothing",
         "lora": "a LoRA",
+        "textual_inversion": f"textual inversion (Gal et al. 2023) of the word `{config.inversion.token}`",
     }
+    beside = {"lora": ("LoRA", "load_lora_weights"), "textual_inversion": ("Word", "load_textual_inversion")}
+    title, opener = beside.get(config.trainable, ("AltDiffusion", ""))
     return Made(
-        title="LoRA" if config.trainable == "lora" else "AltDiffusion",
+        title=title,
         stage=stages[config.trainable],
         library="diffusers",
         task="text-to-image",
-        bases={"UNet": config.unet, "text tower": config.text, "VAE": config.vae},
+        bases={"UNet": config.unet, "text tower": config.text, "VAE": config.vae, "LoRA": config.lora.start},
         **data_of(opened, config.languages),
-        opens="`load_lora_weights` of a pipeline opens it" if config.trainable == "lora" else "",
+        opens=f"`{opener}` of a pipeline opens it" if opener else "",
     )
 
 

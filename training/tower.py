@@ -31,6 +31,10 @@ class TextTower:
     @torch.no_grad()
     def encode(self, texts: list[str]) -> Tensor:
         """(texts, 77, dim), as the pipelines condition the UNet."""
+        return self.states(texts)
+
+    def states(self, texts: list[str]) -> Tensor:
+        """The same, with gradients."""
         if self.multilingual:
             states, _ = encode_trimmed(self.model, self.tokenizer, texts)
             return expand(states)

@@ -17,9 +17,11 @@ from transformers import AltCLIPModel, CLIPTextConfig, CLIPTextModel
 from altdiffusion import AltDiffusionPipeline
 from altdiffusion.losses import imitation_loss
 from tests.fakes import roughen, tiny_altclip_folder, tiny_unet, tiny_vae
+from tests.training import data_files
 from training import adapter
 from training.captions import Captions
 from training.config import parse, save
+from training.data import open_pictures
 from training.emoji import load_emoji
 from training.tokenizers import train_clip_tokenizer
 from training.unet import SCHEDULE
@@ -167,3 +169,62 @@ def test_rounded_frozen_weights_train_as_plain_autocast_does_and_are_saved_as_re
             for name in ("rounded", "plain")
         )
         assert all(one[name].equal(other[name]) for name in one) and one.keys() == other.keys()
+
+
+def own(root: Path, tmp_path: Path, name: str, steps: int, *more: str) -> adapter.AdapterConfig:
+    """Pictures with English and one other language each."""
+    folder = tmp_path / "pictures"
+    if not folder.exists():
+        data_files.image_folder(folder, 8, (40, 32))
+    flags = ["--data", str(folder), "--reading.resolution", "64", "--reading.flip", "True", "--languages"]
+    return config(root, f"{tmp_path.name}/{name}", steps, *flags, "en", "th", "de", *more)
+
+
+def test_ones_own_pictures_train_the_adapter_and_resume_bit_for_bit(root, tmp_path):
+    more = ("--fitted-captions", "0", "--timestep-bias", "1", "--run.checkpointing-steps", "30")
+    adapter.train(own(root, tmp_path, "whole", 20, *more))
+    for steps in (7, 20):
+        adapter.train(own(root, tmp_path, "cut", steps, *more))
+    place = root / tmp_path.name
+    figures = json.loads((place / "whole/report.json").read_text())
+    assert set(figures["trained"]) == {"en", "th", "de"} and figures["texts"] == {"de": 2, "en": 8, "th": 2}
+    for tag in figures["trained"]:
+        assert figures["trained"][tag] < figures["start"][tag], figures
+    file = "model/adapter/diffusion_pytorch_model.safetensors"
+    whole, cut = (load_file(place / name / file) for name in ("whole", "cut"))
+    assert all(value.equal(cut[name]) for name, value in whole.items())
+    assert "- **Data:** pictures\n" in (place / "whole/model/README.md").read_text()
+
+
+def test_each_caption_of_ones_own_goes_with_its_english_and_its_picture(root, tmp_path):
+    settings = own(root, tmp_path, "unused", 1, "--caption-dropout", "0.2")
+    opened = open_pictures(settings.data, settings.reading, settings.languages, needed="en")
+    stage = adapter.build(settings)
+    data, judged = adapter.training_data(settings, stage, opened)
+    samples = [data[index] for index in range(40)]
+    assert {text for _, text, english in samples if not english} == {""}
+    said = {(text, english) for _, text, english in samples if english}
+    assert all(text.split()[-1] == english.split()[-1] for text, english in said)
+    assert {text.split()[0] for text, _ in said} == {"picture", "th", "de"}
+    seen: dict[str, set[bytes]] = {}
+    for latents, _, english in samples:
+        seen.setdefault(english, set()).add(latents.numpy().tobytes())
+    shown = [views for english, views in seen.items() if english]
+    assert len(set.union(*shown)) == sum(map(len, shown)) and max(map(len, shown)) == 2  # the mirror image
+    assert [english for _, _, english in judged.samples["th"]] == ["picture 1", "picture 6"]
+    assert [text for _, text, _ in judged.samples["th"]] == ["th 1", "th 6"]
+
+
+def test_own_pictures_without_english_or_as_a_stream_are_refused(root, tmp_path, capsys):
+    settings = own(root, tmp_path, "wrong", 1)
+    rows = [
+        {"file_name": "p000.png", "captions": {"th": "ก"}},
+        {"file_name": "p001.png", "captions": {"en": "a"}},
+    ]
+    data_files.write_lines(Path(settings.data) / "metadata.jsonl", rows)
+    with pytest.raises(ValueError, match=r"^data: 1 of 2 samples cannot be used.*no text in 'en'"):
+        adapter.train(settings)
+    with pytest.raises(SystemExit):
+        own(root, tmp_path, "wrong", 1, "--reading.streaming", "True")
+    said = " ".join(capsys.readouterr().err.replace("│", "").split())
+    assert "reading.streaming: True in adapter mode, which reads by place; allowed: False" in said
