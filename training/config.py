@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeVar
 import tyro
 import yaml
 
+from training.mistakes import in_one_line
+
 Config = TypeVar("Config")
 
 
@@ -81,7 +83,8 @@ def parse(cls: type[Config], argv: Sequence[str] | None = None) -> Config:
             if at + 1 == len(argv):
                 raise ValueError("config: --config needs a file")
             argv = [*recipe_flags(Path(argv[at + 1])), *argv[:at], *argv[at + 2 :]]
-        return tyro.cli(cls, args=argv, config=(tyro.conf.FlagConversionOff,))
+        with in_one_line(argv):
+            return tyro.cli(cls, args=argv, config=(tyro.conf.FlagConversionOff,))
     except ValueError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
