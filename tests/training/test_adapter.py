@@ -150,3 +150,16 @@ def test_a_mistake_is_one_line_that_begins_with_the_flag(root, flags, message):
     with pytest.raises(ValueError, match=message) as caught:
         adapter.build(config(root, "wrong", 1, *flags))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:labels. no font here:UserWarning")
+def test_validation_pictures_leave_no_trace(root):
+    shown = ["--validation.prompts", "แมว", "猫", "--validation.steps", "2", "--validation.every", "1"]
+    adapter.train(config(root, "unseen", 2, "--fitted-captions", "8"))
+    adapter.train(config(root, "shown", 2, "--fitted-captions", "8", *shown))
+    grids = sorted((root / "shown/validation").iterdir())
+    assert [path.name for path in grids] == [f"step-{step:08d}.png" for step in range(3)]
+    assert grids[0].read_bytes() != grids[2].read_bytes()
+    lines = [(root / name / "metrics.jsonl").read_text().splitlines() for name in ("unseen", "shown")]
+    losses = [[json.loads(line)["loss"] for line in part] for part in lines]
+    assert losses[0] == losses[1] and len(losses[0]) == 2
