@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import unicodedata
 import warnings
 from collections.abc import Sequence
 
@@ -37,6 +38,58 @@ def labelled_grid(rows: Sequence[tuple[Language, Sequence[Image.Image]]]) -> Ima
     if undrawn:
         warnings.warn(f"labels: no font here for the names of {', '.join(undrawn)}; in English", stacklevel=2)
     return grid
+
+
+def captioned_grid(items: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+    """Pictures on white, each under its own text in whatever script it is written; long texts are cut.
+
+    Where this machine cannot draw a text there is its number, and one warning says so.
+    """
+    columns = math.ceil(math.sqrt(len(items)))
+    first = items[0][1]
+    size = max(10, min(first.width // 12, 24))
+    width, height = _GAP + max(first.width, 12 * size), _GAP + 2 * size + first.height
+    lines = math.ceil(len(items) / columns)
+    grid = Image.new("RGB", (columns * width + _GAP, lines * height + _GAP), "white")
+    draw, undrawn = ImageDraw.Draw(grid), []
+    for number, (text, picture) in enumerate(items):
+        line, place = divmod(number, columns)
+        left, top = _GAP + place * width, _GAP + line * height
+        grid.paste(picture, (left, top + 2 * size))
+        font = _font_of(text, size)
+        if font is None:
+            undrawn.append(number + 1)
+            text, font = str(number + 1), ImageFont.load_default(size)
+        direction = "rtl" if _right_to_left(text) and features.check("raqm") else None
+        while draw.textlength(text, font, direction=direction) > width - _GAP:
+            text = f"{text.rstrip('…')[:-1]}…"
+        draw.text((left, top + size + size // 3), text, "black", font, anchor="ls", direction=direction)
+    if undrawn:
+        warnings.warn(f"labels: no font here for texts {', '.join(map(str, undrawn))}", stacklevel=2)
+    return grid
+
+
+def _right_to_left(text: str) -> bool:
+    return any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in text)
+
+
+def _font_of(text: str, size: int) -> ImageFont.FreeTypeFont | None:
+    """A font of this machine that has every letter of the text; those that join need raqm as well."""
+    joined = _right_to_left(text) or any("\u0900" <= letter <= "\u097f" for letter in text)
+    if joined and not features.check("raqm"):
+        return None
+    names = (*_ANY_FONTS, *(name for fonts in _FONTS.values() for name in fonts))
+    return next((font for name in names if (font := _covering(name, text, size))), None)
+
+
+def _covering(name: str, text: str, size: int) -> ImageFont.FreeTypeFont | None:
+    """The font of this name, if this machine has it and it has every letter."""
+    with contextlib.suppress(OSError):
+        font = ImageFont.truetype(name, size)
+        blank = _glyph(font, "\U0010ffff")
+        if all(_glyph(font, letter) != blank for letter in set(text) if not letter.isspace()):
+            return font
+    return None
 
 
 def _label(grid: Image.Image, spoken: Language, corner: tuple[int, int], size: int) -> bool:
@@ -77,11 +130,8 @@ def _font(spoken: Language, size: int) -> ImageFont.FreeTypeFont | None:
     if spoken.tag in ("ar", "hi") and not features.check("raqm"):
         return None
     for name in (*_FONTS.get(spoken.tag, ()), *_ANY_FONTS):
-        with contextlib.suppress(OSError):
-            font = ImageFont.truetype(name, size)
-            blank = _glyph(font, "\U0010ffff")
-            if all(_glyph(font, letter) != blank for letter in spoken.endonym.replace(" ", "")):
-                return font
+        if font := _covering(name, spoken.endonym, size):
+            return font
     return None
 
 

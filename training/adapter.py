@@ -41,6 +41,7 @@ from training.latents import cached_latents
 from training.loop import Run
 from training.pictures import CachedPictures, PicturesConfig
 from training.stage import run_stage
+from training.validation import Validation, ValidationConfig
 
 logger = logging.getLogger(__name__)
 #: Texts encoded at a time where no gradient is needed.
@@ -90,6 +91,7 @@ class AdapterConfig:
     """Compute the UNet's activations again on the way back, which takes less memory and more time."""
     judged_captions: int = 16
     """Captions of each language in the report's figures."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
@@ -332,6 +334,8 @@ def train(config: AdapterConfig) -> None:
     run = Run.start(config, stage)
     for pipeline in stage.frozen:
         pipeline.to(run.accelerator.device)
+    validation = Validation(config.validation, run, lambda: stage.frozen[0], stage.states, judged.latents.shape[1:])
+    validation.draw()
     for clean, texts, english in run.batches(data):
         clean = clean.to(run.accelerator.device)
         noise = run.noise(*clean.shape)
@@ -341,6 +345,7 @@ def train(config: AdapterConfig) -> None:
             drawn, imitated = run.model(clean, noise, timesteps, texts, english)
         run.log(diffusion=drawn.detach(), imitation=imitated.detach())
         run.step(drawn + imitated)
+        validation.draw()
     if run.accelerator.is_main_process:
         run.trained()
         stage = unrounded(stage)

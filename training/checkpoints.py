@@ -10,21 +10,27 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 MANIFEST = "manifest.json"
 logger = logging.getLogger(__name__)
 
 
-def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None], keep: int) -> Path:
-    """Calls `write(stage)`, seals what it wrote, and keeps the `keep` newest checkpoints of `folder`."""
+def save_checkpoint(
+    folder: Path, step: int, write: Callable[[Path], None], keep: int, about: Mapping[str, Any] | None = None
+) -> Path:
+    """Calls `write(stage)`, seals what it wrote, and keeps the `keep` newest checkpoints of `folder`.
+
+    `about` goes into the manifest.
+    """
     final, stage = folder / f"checkpoint-{step:08d}", folder / f".tmp-checkpoint-{step:08d}"
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir(parents=True)
     try:
         write(stage)
-        seal(stage, step)
+        seal(stage, step, about or {})
         if final.exists():  # the same step again, after a resume from an older one
             shutil.rmtree(final)
         stage.rename(final)
@@ -37,7 +43,7 @@ def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None], keep
     return final
 
 
-def seal(stage: Path, step: int) -> None:
+def seal(stage: Path, step: int, about: Mapping[str, Any]) -> None:
     """Flushes every file to the disk, then writes the manifest: where it is, all else is complete."""
     hashes = {}
     for path in sorted(p for p in stage.rglob("*") if p.is_file()):
@@ -46,7 +52,7 @@ def seal(stage: Path, step: int) -> None:
             os.fsync(file.fileno())
     manifest = stage / MANIFEST
     with manifest.open("w") as file:
-        json.dump({"step": step, "files": hashes}, file, indent=1)
+        json.dump({"step": step, "about": about, "files": hashes}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     sync(stage)
@@ -63,7 +69,7 @@ def sync(folder: Path) -> None:
 
 def latest_checkpoint(folder: Path) -> tuple[Path, int] | None:
     """The newest checkpoint that is whole, with its step; damaged ones are passed over with a warning."""
-    for stage in folder.glob(".tmp-checkpoint-*"):
+    for stage in folder.glob(".tmp-*"):
         shutil.rmtree(stage, ignore_errors=True)
     for path in sorted(folder.glob("checkpoint-*"), reverse=True):
         if (damage := damaged(path)) is None:

@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeVar
 import tyro
 import yaml
 
+from training.mistakes import in_one_line
+
 Config = TypeVar("Config")
 
 
@@ -21,6 +23,8 @@ Config = TypeVar("Config")
 class OptimConfig:
     """AdamW and its schedule."""
 
+    name: Literal["adamw", "adamw8bit"] = "adamw"
+    """adamw8bit keeps its states in 8 bits (bitsandbytes): a quarter of their memory."""
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
     beta1: float = 0.9
@@ -52,6 +56,8 @@ class RunConfig:
     checkpointing_steps: int = 500
     checkpoints_total_limit: int = 2
     log_steps: int = 20
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
+    """Tracker that the figures go to as well; metrics.jsonl is written in any case."""
     threads: int = 0
     """CPU threads of each process; 0 leaves PyTorch's choice."""
     push_to_hub: str | None = None
@@ -83,7 +89,8 @@ def parse(cls: type[Config], argv: Sequence[str] | None = None) -> Config:
             if at + 1 == len(argv):
                 raise ValueError("config: --config needs a file")
             argv = [*recipe_flags(Path(argv[at + 1])), *argv[:at], *argv[at + 2 :]]
-        return tyro.cli(cls, args=argv, config=(tyro.conf.FlagConversionOff,))
+        with in_one_line(argv):
+            return tyro.cli(cls, args=argv, config=(tyro.conf.FlagConversionOff,))
     except ValueError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None

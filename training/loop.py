@@ -9,9 +9,9 @@ if it had not been.
 import json
 import logging
 import math
-import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -25,15 +25,23 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
-from tqdm import tqdm
 
 from training import config as configuration
-from training.checkpoints import latest_checkpoint, save_checkpoint
+from training import output_folder, space, trackers
+from training.checkpoints import latest_checkpoint
 from training.config import OptimConfig, RunConfig
+from training.optimizers import build_optimizer
+from training.progress_bar import advance, memory, progress_bar
+from training.saving import save_run
+from training.stopping import StopSignal
 
 logger = logging.getLogger(__name__)
 #: So many steps in a row without a finite loss and gradient end a run: by then it does not come back.
 PATIENCE_FOR_NANS = 5
+
+
+class Diverged(RuntimeError):
+    """Too many steps in a row were not finite."""
 
 
 class StageConfig(Protocol):
@@ -111,10 +119,12 @@ class Run:
     scheduler: Any
     parameters: list[nn.Parameter]
     ema: EMAModel | None
+    size: int
+    """Bytes of a checkpoint."""
     progress: Progress = field(default_factory=Progress)
     part: int = 0
     nans_in_a_row: int = 0
-    stop_signal: int = 0
+    stop: StopSignal = field(default_factory=StopSignal)
     saved: int | None = None
     """The step that the newest checkpoint holds."""
     records: dict[str, list[float]] = field(default_factory=dict)
@@ -130,16 +140,15 @@ class Run:
             # Without an accelerator it has to be told, or it takes each process of torchrun for the only one.
             cpu=not torch.accelerator.is_available(),
             mixed_precision=settings.mixed_precision,
-            project_config=ProjectConfiguration(automatic_checkpoint_naming=False),
+            log_with=trackers.for_accelerator(settings),
+            project_config=ProjectConfiguration(
+                str(config.output_dir), str(config.output_dir / "logs"), automatic_checkpoint_naming=False
+            ),
         )
         config.output_dir.mkdir(parents=True, exist_ok=True)
         parameters = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            parameter_groups(model, config.optim.weight_decay),
-            lr=config.optim.learning_rate,
-            betas=(config.optim.beta1, config.optim.beta2),
-            fused=True,  # 6x the speed of PyTorch's default on a CPU
-        )
+        size = space.checkpoint_size(model, averaged=bool(settings.ema_decay))
+        optimizer = build_optimizer(model, config.optim)
         scheduler = get_scheduler(
             {"constant": "constant_with_warmup", "cosine": "cosine"}[config.optim.schedule],
             optimizer,
@@ -151,13 +160,24 @@ class Run:
         if settings.ema_decay:
             ema = EMAModel(parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75)
             ema.to(accelerator.device)
-        run = cls(config, accelerator, model, optimizer, scheduler, parameters, ema)
+        run = cls(config, accelerator, model, optimizer, scheduler, parameters, ema, size)
         accelerator.register_for_checkpointing(run.progress, scheduler, *([ema] if ema else []))
         run.resume()
         run.note()
         return run
 
+    def about(self) -> dict[str, Any]:
+        """What a checkpoint has to have in common with the run that goes on from it."""
+        return {
+            "stage": output_folder.stage_name(self.config),
+            "trained tensors": len(self.parameters),
+            "trained numbers": sum(parameter.numel() for parameter in self.parameters),
+            "run.ema_decay": self.config.run.ema_decay,
+            "optim.name": self.config.optim.name,
+        }
+
     def resume(self) -> None:
+        output_folder.check(self.config.output_dir, self.about())
         found = latest_checkpoint(self.config.output_dir)
         if found is not None:
             self.accelerator.load_state(str(found[0]))
@@ -167,17 +187,15 @@ class Run:
     def note(self) -> None:
         """Writes what would repeat this run beside its results."""
         if self.accelerator.is_main_process:
+            keep = self.config.run.checkpoints_total_limit
+            model = space.size_of(self.model.state_dict().values())
+            space.check(self.config.output_dir, self.size, keep, model)
             configuration.save(self.config, self.config.output_dir / "config.yaml")
             packages = ("torch", "diffusers", "transformers", "accelerate")
             versions = {name: version(name) for name in packages}
             (self.config.output_dir / "versions.json").write_text(json.dumps(versions, indent=1))
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self.remember_signal)
-
-    def remember_signal(self, number: int, _frame: object) -> None:
-        if self.stop_signal:  # the second one does not wait for the step to end
-            raise SystemExit(128 + number)
-        self.stop_signal = number
+        self.stop.listen()
+        trackers.start(self.accelerator, self.config)
 
     def batches(self, dataset: Any) -> Iterator[Any]:
         """The batches that are left. `dataset.items` is its length, or None where it has no end."""
@@ -189,20 +207,31 @@ class Run:
             dataset.items,
         )
         loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=dataset.collate)
-        total = self.config.run.max_train_steps
-        bar = tqdm(total=total, initial=self.progress.step, unit="step", disable=None, dynamic_ncols=True)
+        settings = self.config.run
+        bar = progress_bar(settings, self.progress.step, self.accelerator.is_main_process)
         self.model.train()
-        for batch in loader:
-            self.seed_pass()
-            before = self.progress.step
-            yield batch
-            bar.update(self.progress.step - before)
-            if self.stop_signal:
+        try:
+            for batch in loader:
+                self.seed_pass()
+                yield batch
+                advance(bar, settings, self.progress.step)
+                if self.part == 0 and (number := self.most(self.stop.number)):
+                    self.save()
+                    raise SystemExit(128 + number)
+            if self.part == 0:
                 self.save()
-                raise SystemExit(128 + self.stop_signal)
-        bar.close()
-        if self.part == 0:
-            self.save()
+        finally:
+            bar.close()
+            trackers.finish(self.accelerator)
+            self.stop.restore()
+
+    def most(self, number: int) -> int:
+        """The largest of all processes' numbers: where one stops or fails, all do."""
+        if self.accelerator.num_processes == 1:
+            return number
+        mine = torch.tensor([int(number)], device=self.accelerator.device)
+        every: Any = self.accelerator.gather(mine)
+        return int(every.max())
 
     def seed_pass(self) -> None:
         """Dropout draws from a stream that step and process fix, noise from one that the step fixes."""
@@ -240,8 +269,10 @@ class Run:
         if self.part:
             return
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.optim.max_grad_norm)
-        if torch.isfinite(torch.as_tensor(norm)):
+        finite, scaler = torch.isfinite(torch.as_tensor(norm)), self.accelerator.scaler
+        if finite or scaler is not None:  # fp16's scaler leaves a step out by itself, to take a smaller scale
             self.optimizer.step()
+        if finite:
             self.nans_in_a_row = 0
         else:
             self.skip()
@@ -260,7 +291,7 @@ class Run:
         self.nans_in_a_row += 1
         logger.warning("step %d skipped: its loss or gradient is not finite", self.progress.step)
         if self.nans_in_a_row == PATIENCE_FOR_NANS:
-            raise RuntimeError(
+            raise Diverged(
                 f"{PATIENCE_FOR_NANS} steps in a row were not finite, up to step {self.progress.step}; lower "
                 f"optim.learning_rate ({self.config.optim.learning_rate}). The last checkpoint is untouched."
             )
@@ -274,7 +305,7 @@ class Run:
         now = time.perf_counter()
         seconds, self.since = now - self.since, now
         self.progress.seconds += seconds
-        means = {name: math.fsum(values) / len(values) for name, values in self.records.items()}
+        means = {name: mean_of_finite(values) for name, values in self.records.items()}
         self.records.clear()
         if self.accelerator.is_main_process:
             settings = self.config.run
@@ -285,39 +316,31 @@ class Run:
                 "samples_per_second": round(settings.log_steps * settings.batch_size / seconds, 1),
                 "learning_rate": self.scheduler.get_last_lr()[0],
                 "skipped": self.progress.skipped,
+                "memory_gb": round(memory(), 3),
                 **means,
             }
             with (self.config.output_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+            known = {name: value for name, value in line.items() if value is not None}
+            self.accelerator.log(known, step=known.pop("step"))
 
     def save(self) -> None:
-        """One checkpoint, whole or not at all. The first of several processes seals what all have written."""
-        if self.saved == self.progress.step:
+        """One checkpoint, whole or not at all."""
+        if self.saved != self.progress.step and save_run(self):
+            self.saved = self.progress.step
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The averaged weights in the place of the live ones, which come back bit for bit."""
+        if self.ema is None:
+            yield
             return
-        self.saved = self.progress.step
-        settings = self.config.run
-        if self.accelerator.num_processes == 1:
-
-            def write(stage: Path) -> None:
-                self.accelerator.save_state(str(stage))
-
-            save_checkpoint(
-                self.config.output_dir, self.progress.step, write, settings.checkpoints_total_limit
-            )
-            return
-        shared = self.config.output_dir / f".tmp-ranks-{self.progress.step:08d}"
-        self.accelerator.save_state(str(shared))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-
-            def take(stage: Path) -> None:
-                stage.rmdir()
-                shared.rename(stage)
-
-            save_checkpoint(
-                self.config.output_dir, self.progress.step, take, settings.checkpoints_total_limit
-            )
-        self.accelerator.wait_for_everyone()
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        try:
+            yield
+        finally:
+            self.ema.restore(self.parameters)
 
     def trained(self) -> nn.Module:
         """The plain module, holding the averaged weights where there is an average."""
@@ -326,10 +349,7 @@ class Run:
         return self.accelerator.unwrap_model(self.model).eval()
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; biases, norms and other vectors do not."""
-    trained: Iterable[nn.Parameter] = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in trained if p.ndim >= 2]
-    vectors = [p for p in trained if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+def mean_of_finite(values: list[float]) -> float | None:
+    """None where all were skipped: JSON has no NaN."""
+    finite = [value for value in values if math.isfinite(value)]
+    return math.fsum(finite) / len(finite) if finite else None

@@ -3,12 +3,18 @@
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 
-from training import export
+from altdiffusion.reading import one_line
+from training import export, optimizers, output_folder, trackers
 from training.config import as_tree
+from training.loop import Diverged
+from training.output_folder import claimed
+from training.sources import shorten
 
 
 def run_stage(config: Any, train: Callable[[Any], None]) -> None:
@@ -18,9 +24,22 @@ def run_stage(config: Any, train: Callable[[Any], None]) -> None:
     if config.run.dry_run:
         print(yaml.safe_dump(as_tree(config), sort_keys=False, allow_unicode=True), end="")
         return
+    owner = claimed(config.output_dir) if export.first_process() else nullcontext()
     try:
-        export.check(config)
-        train(config)
+        with owner:
+            output_folder.check(config.output_dir, {"stage": output_folder.stage_name(config)})
+            optimizers.check(config.optim)
+            trackers.check(config.run)
+            export.check(config)
+            train(config)
     except (ValueError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
+    except Diverged as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(1) from None
+    except (OSError, SafetensorError) as error:
+        if "No space left on device" not in str(error):
+            raise
+        print(f"output_dir: {shorten(str(config.output_dir))} is full: {one_line(error)}", file=sys.stderr)
+        raise SystemExit(1) from None

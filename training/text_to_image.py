@@ -49,6 +49,7 @@ from training.stage import run_stage
 from training.swap import map_cross_attention
 from training.tower import TextTower
 from training.unet import UNetConfig, build_unet, schedule_fields, set_attention
+from training.validation import Validation, ValidationConfig
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +105,7 @@ class TextToImageConfig:
     only where something is missing. None: computed anew in every step."""
     attention: Literal["auto", "sdpa", "xformers"] = "auto"
     """auto: xformers where it is installed and the device is CUDA, otherwise PyTorch's own."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     architecture: UNetConfig = field(default_factory=UNetConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -273,6 +275,10 @@ def train(config: TextToImageConfig) -> None:
         store_rounded(tower.model, config.run.mixed_precision)
     run = Run.start(config, model)
     tower.to(run.accelerator.device)
+    validation = Validation(
+        config.validation, run, lambda: pipeline_of(unet, vae.model, tower, config), tower.encode, shape
+    )
+    validation.draw()
     for clean, texts in batches(dataset, run, vae):
         clean = clean.to(run.accelerator.device)
         noise = run.noise(*clean.shape)
@@ -287,6 +293,7 @@ def train(config: TextToImageConfig) -> None:
             noise if config.prediction_type == "epsilon" else schedule.get_velocity(clean, noise, timesteps)
         )
         run.step(stage_loss(config, prediction.float(), target, compute_snr(schedule, timesteps)))
+        validation.draw()
     if run.accelerator.is_main_process:
         export(run.trained(), vae, tower, config)
         finish(config, made(config, opened))

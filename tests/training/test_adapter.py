@@ -228,3 +228,16 @@ def test_own_pictures_without_english_or_as_a_stream_are_refused(root, tmp_path,
         own(root, tmp_path, "wrong", 1, "--reading.streaming", "True")
     said = " ".join(capsys.readouterr().err.replace("│", "").split())
     assert "reading.streaming: True in adapter mode, which reads by place; allowed: False" in said
+
+
+@pytest.mark.filterwarnings("ignore:labels. no font here:UserWarning")
+def test_validation_pictures_leave_no_trace(root):
+    shown = ["--validation.prompts", "แมว", "猫", "--validation.steps", "2", "--validation.every", "1"]
+    adapter.train(config(root, "unseen", 2, "--fitted-captions", "8"))
+    adapter.train(config(root, "shown", 2, "--fitted-captions", "8", *shown))
+    grids = sorted((root / "shown/validation").iterdir())
+    assert [path.name for path in grids] == [f"step-{step:08d}.png" for step in range(3)]
+    assert grids[0].read_bytes() != grids[2].read_bytes()
+    lines = [(root / name / "metrics.jsonl").read_text().splitlines() for name in ("unseen", "shown")]
+    losses = [[json.loads(line)["loss"] for line in part] for part in lines]
+    assert losses[0] == losses[1] and len(losses[0]) == 2

@@ -1,0 +1,47 @@
+"""Room on the disk, asked for before a run starts and before each checkpoint."""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from training.sources import shorten
+
+
+def size_of(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def checkpoint_size(model: nn.Module, averaged: bool) -> int:
+    """Bytes of a checkpoint: all weights, and of the trained ones AdamW's two states and the average."""
+    trained = size_of(parameter for parameter in model.parameters() if parameter.requires_grad)
+    return size_of(model.state_dict().values()) + trained * (3 if averaged else 2)
+
+
+def check(folder: Path, size: int, keep: int, model: int) -> None:
+    """Refuses to start where the checkpoints that are kept, one being written and the model do not fit."""
+    there = len(list(folder.glob("checkpoint-*")))
+    missing = max(1, keep + 1 - there)
+    needed, free = missing * size + model, shutil.disk_usage(folder).free
+    if needed > free:
+        raise ValueError(
+            f"output_dir: {shorten(str(folder))} needs {readable(needed)} ({missing} checkpoints of "
+            f"{readable(size)}, and the model), free are {readable(free)}; allowed: a folder with more room"
+        )
+
+
+def shortage(folder: Path, size: int) -> str | None:
+    """What is missing for one more checkpoint, or None."""
+    return needed_and_free(folder, size) if size > shutil.disk_usage(folder).free else None
+
+
+def needed_and_free(folder: Path, size: int) -> str:
+    return f"needed {readable(size)}, free {readable(shutil.disk_usage(folder).free)}"
+
+
+def readable(size: int) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size} bytes"
