@@ -7,6 +7,7 @@ and projections.
 
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +35,7 @@ from training.config import OptimConfig, RunConfig, parse
 from training.data import open_text, parallel_text
 from training.emoji import centred, load_emoji
 from training.export import Made, data_of, finish
+from training.fixed_shapes import in_fixed_shapes
 from training.loop import Run
 from training.multilingual import SourceConfig
 from training.sources import shorten
@@ -136,6 +138,10 @@ class Teacher:
     def __init__(self, clip: CLIPModel, tokenizer) -> None:
         self.tower, self.tokenizer = clip.text_model.eval().requires_grad_(False), tokenizer
 
+    def lengths(self, texts: list[str]) -> list[int]:
+        """Tokens of each text."""
+        return [len(ids) for ids in self.tokenizer(texts, truncation=True).input_ids]
+
     @torch.no_grad()
     def pooled(self, texts: list[str], device: torch.device | str = "cpu") -> Tensor:
         """(texts, dim): the states that its text projection takes."""
@@ -191,12 +197,18 @@ class Distillation(nn.Module):
         new = [text for text in dict.fromkeys(english) if text not in self.targets]
         if new:
             teacher, device = self.frozen[0], self.student.device
-            pooled = teacher.pooled(new, device)
-            heads = [pooled @ self.change.to(pooled.device)]
-            if self.generation_head is not None:
-                heads.append(teacher.penultimate(new, device))
-            self.targets.update(zip(new, torch.stack(heads, dim=1), strict=True))
+            said = in_fixed_shapes(partial(self.said, device=device), teacher.lengths(new), new)
+            self.targets.update(zip(new, said, strict=True))
         return torch.stack([self.targets[text] for text in english])
+
+    def said(self, english: list[str], device: torch.device) -> Tensor:
+        """(texts, heads, dim): the teacher's own words."""
+        teacher = self.frozen[0]
+        pooled = teacher.pooled(english, device)
+        heads = [pooled @ self.change.to(pooled.device)]
+        if self.generation_head is not None:
+            heads.append(teacher.penultimate(english, device))
+        return torch.stack(heads, dim=1)
 
     def states(self, texts: list[str]) -> list[Tensor]:
         """(texts, tokens, dim) of each head."""
