@@ -296,7 +296,8 @@ def train(config: AdapterConfig) -> None:
         run.log(diffusion=drawn.detach(), imitation=imitated.detach())
         run.step(drawn + imitated)
     if run.accelerator.is_main_process:
-        run.trained()
+        stage.adapter = run.trained().adapter
+        text_adapter.attach(stage.frozen[0].text_encoder, stage.adapter)
         figures["trained"] = gap(stage, scenes, latents)
         export(stage, figures)
 

@@ -25,6 +25,7 @@ class CaptionedPictures(torch.utils.data.Dataset):
         self.rows, self.read, self.found, self.run, self.size = data.rows, data.read, data.found, run, size
         self.picture = picture_reader(data.rows.folder, data.rows.columns, data.config)
         self.damaged: set[int] = set()
+        self.bad = data.found.bad
         self.order = LanguageOrder(data.found, data.config.temperature, None, run.seed, 8)
 
     def __getitem__(self, index: int) -> tuple[Tensor, str, int] | None:
@@ -39,7 +40,7 @@ class CaptionedPictures(torch.utils.data.Dataset):
         except BadSample as error:
             if record not in self.damaged:  # it comes again in every round
                 self.damaged.add(record)
-                self.found.bad.add(f"sample {record}", error)
+                self.bad.add(f"sample {record}", error)
             return None
         # Of two languages the English tells whether they say the same.
         return pixels, text, crc32("\n".join(captions.get("en", texts)).encode())

@@ -50,6 +50,8 @@ class RunConfig:
     checkpointing_steps: int = 500
     checkpoints_total_limit: int = 2
     log_steps: int = 20
+    workers: int = 0
+    """Processes beside each training process that make its batches ahead of time; they change no bit."""
     threads: int = 0
     """CPU threads of each process; 0 leaves PyTorch's choice."""
     push_to_hub: str | None = None
@@ -65,6 +67,8 @@ class RunConfig:
                 f"checkpoints_total_limit: {self.checkpoints_total_limit} is below 2; "
                 "the newest one may be the one that a crash cut short"
             )
+        if self.workers < 0:
+            raise ValueError(f"workers: {self.workers}; allowed: 0 and up")
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
                 f"batch_size: {self.batch_size} is not a multiple of "

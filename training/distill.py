@@ -40,6 +40,7 @@ from training.loop import Run
 from training.multilingual import SourceConfig
 from training.sources import shorten
 from training.stage import run_stage
+from training.streams import check_workers
 from training.student import (
     StudentConfig,
     build_student,
@@ -88,6 +89,7 @@ class DistillConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
+        check_workers(self.reading.streaming, self.run.workers)
         passes = self.run.gradient_accumulation_steps
         if self.loss == "contrastive" and passes > 1:
             raise ValueError(

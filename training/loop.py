@@ -24,12 +24,15 @@ from accelerate.utils import ProjectConfiguration
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 from tqdm import tqdm
 
 from training import config as configuration
 from training.checkpoints import latest_checkpoint, save_checkpoint
 from training.config import OptimConfig, RunConfig
+from training.processes import agreed, averaged
+from training.sharded import ShardedEMA, Twin, fill_deepspeed, twin_of, whole
+from training.workers import batches_of
 
 logger = logging.getLogger(__name__)
 #: So many steps in a row without a finite loss and gradient end a run: by then it does not come back.
@@ -111,6 +114,8 @@ class Run:
     scheduler: Any
     parameters: list[nn.Parameter]
     ema: EMAModel | None
+    twin: Twin | None = None
+    """Where the processes share the weights out."""
     progress: Progress = field(default_factory=Progress)
     part: int = 0
     nans_in_a_row: int = 0
@@ -133,7 +138,6 @@ class Run:
             project_config=ProjectConfiguration(automatic_checkpoint_naming=False),
         )
         config.output_dir.mkdir(parents=True, exist_ok=True)
-        parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             parameter_groups(model, config.optim.weight_decay),
             lr=config.optim.learning_rate,
@@ -146,12 +150,17 @@ class Run:
             num_warmup_steps=config.optim.warmup_steps,
             num_training_steps=settings.max_train_steps,
         )
+        if (plugin := accelerator.state.deepspeed_plugin) is not None:
+            fill_deepspeed(plugin, settings, config.optim, accelerator.num_processes)
+        twin = twin_of(accelerator, model)
         model, optimizer = accelerator.prepare(model, optimizer)
+        parameters = [p for p in model.parameters() if p.requires_grad]
         ema = None
         if settings.ema_decay:
-            ema = EMAModel(parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75)
+            average = EMAModel if twin is None else ShardedEMA
+            ema = average(parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75)
             ema.to(accelerator.device)
-        run = cls(config, accelerator, model, optimizer, scheduler, parameters, ema)
+        run = cls(config, accelerator, model, optimizer, scheduler, parameters, ema, twin)
         accelerator.register_for_checkpointing(run.progress, scheduler, *([ema] if ema else []))
         run.resume()
         run.note()
@@ -188,21 +197,24 @@ class Run:
             self.accelerator.num_processes,
             dataset.items,
         )
-        loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=dataset.collate)
         total = self.config.run.max_train_steps
         bar = tqdm(total=total, initial=self.progress.step, unit="step", disable=None, dynamic_ncols=True)
         self.model.train()
-        for batch in loader:
+        for batch in batches_of(dataset, sampler, self.config.run.workers):
             self.seed_pass()
             before = self.progress.step
             yield batch
             bar.update(self.progress.step - before)
-            if self.stop_signal:
+            if stop := agreed(self.accelerator, self.stop_signal):
                 self.save()
-                raise SystemExit(128 + self.stop_signal)
+                raise SystemExit(128 + stop)
         bar.close()
         if self.part == 0:
             self.save()
+        if self.twin is not None:
+            if self.ema is not None:
+                self.ema.copy_to(self.parameters)
+            self.twin.take(self.model)
 
     def seed_pass(self) -> None:
         """Dropout draws from a stream that step and process fix, noise from one that the step fixes."""
@@ -240,7 +252,7 @@ class Run:
         if self.part:
             return
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.optim.max_grad_norm)
-        if torch.isfinite(torch.as_tensor(norm)):
+        if torch.isfinite(whole(torch.as_tensor(norm))):
             self.optimizer.step()
             self.nans_in_a_row = 0
         else:
@@ -275,6 +287,7 @@ class Run:
         seconds, self.since = now - self.since, now
         self.progress.seconds += seconds
         means = {name: math.fsum(values) / len(values) for name, values in self.records.items()}
+        means = averaged(self.accelerator, means)
         self.records.clear()
         if self.accelerator.is_main_process:
             settings = self.config.run
@@ -321,6 +334,8 @@ class Run:
 
     def trained(self) -> nn.Module:
         """The plain module, holding the averaged weights where there is an average."""
+        if self.twin is not None and self.twin.module is not None:
+            return self.twin.module.eval()
         if self.ema is not None:
             self.ema.copy_to(self.parameters)
         return self.accelerator.unwrap_model(self.model).eval()

@@ -37,6 +37,7 @@ from training.loop import Run
 from training.pictures import PicturesConfig, batches, latent_shape
 from training.prior import PriorConfig, WithPrior, WithPrompt, prior_latents
 from training.stage import run_stage
+from training.streams import check_workers
 from training.swap import map_cross_attention
 from training.tower import TextTower
 from training.unet import UNetConfig, build_unet, schedule_fields, set_attention
@@ -115,6 +116,7 @@ class TextToImageConfig:
             )
         if not 0 <= self.caption_dropout <= 1:
             raise ValueError(f"caption_dropout: {self.caption_dropout}; allowed: 0 to 1")
+        check_workers(self.reading.streaming, self.run.workers)
         if self.reading.streaming and (self.prior.prompts or self.instance_prompt):
             raise ValueError("reading.streaming: True with prior.prompts or instance_prompt; allowed: False")
         for name, wanted in (("trainable", self.trainable == "lora"), ("prior", bool(self.prior.prompts))):
