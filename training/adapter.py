@@ -334,7 +334,9 @@ def train(config: AdapterConfig) -> None:
     run = Run.start(config, stage)
     for pipeline in stage.frozen:
         pipeline.to(run.accelerator.device)
-    validation = Validation(config.validation, run, lambda: stage.frozen[0], stage.states, judged.latents.shape[1:])
+    validation = Validation(
+        config.validation, run, lambda: stage.frozen[0], stage.states, judged.latents.shape[1:]
+    )
     validation.draw()
     for clean, texts, english in run.batches(data):
         clean = clean.to(run.accelerator.device)
@@ -347,7 +349,8 @@ def train(config: AdapterConfig) -> None:
         run.step(drawn + imitated)
         validation.draw()
     if run.accelerator.is_main_process:
-        run.trained()
+        stage.adapter = run.trained().adapter
+        text_adapter.attach(stage.frozen[0].text_encoder, stage.adapter)
         stage = unrounded(stage)
         figures["trained"] = gap(stage, judged)
         export(stage, figures, opened)

@@ -32,6 +32,7 @@ class CaptionedPictures(torch.utils.data.Dataset):
         self.picture = picture_reader(data.rows.folder, data.rows.columns, data.config)
         self.views = data.config.views
         self.damaged: set[int] = set()
+        self.bad = data.found.bad
         self.features = features
         within = None if features is None else features.records
         if within is not None and not len(within):
@@ -50,7 +51,7 @@ class CaptionedPictures(torch.utils.data.Dataset):
         except BadSample as error:
             if record not in self.damaged:  # it comes again in every round
                 self.damaged.add(record)
-                self.found.bad.add(f"sample {record}", error)
+                self.bad.add(f"sample {record}", error)
             return None
         # Of two languages the English tells whether they say the same.
         return pixels, text, crc32("\n".join(captions.get("en", texts)).encode())

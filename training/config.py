@@ -58,6 +58,8 @@ class RunConfig:
     log_steps: int = 20
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
     """Tracker that the figures go to as well; metrics.jsonl is written in any case."""
+    workers: int = 0
+    """Processes beside each training process that make its batches ahead of time; they change no bit."""
     threads: int = 0
     """CPU threads of each process; 0 leaves PyTorch's choice."""
     push_to_hub: str | None = None
@@ -73,6 +75,8 @@ class RunConfig:
                 f"checkpoints_total_limit: {self.checkpoints_total_limit} is below 2; "
                 "the newest one may be the one that a crash cut short"
             )
+        if self.workers < 0:
+            raise ValueError(f"workers: {self.workers}; allowed: 0 and up")
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
                 f"batch_size: {self.batch_size} is not a multiple of "

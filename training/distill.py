@@ -7,6 +7,7 @@ and projections.
 
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,12 +34,14 @@ from training.config import OptimConfig, RunConfig, parse
 from training.data import Opened, open_text, parallel_text
 from training.emoji import centred, load_emoji
 from training.export import Made, data_of, finish
+from training.fixed_shapes import in_fixed_shapes
 from training.frozen import store_rounded
 from training.known import texts_of
 from training.loop import Run
 from training.multilingual import SourceConfig
 from training.sources import shorten
 from training.stage import run_stage
+from training.streams import check_workers
 from training.student import (
     StudentConfig,
     build_student,
@@ -91,6 +94,7 @@ class DistillConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
+        check_workers(self.reading.streaming, self.run.workers)
         passes = self.run.gradient_accumulation_steps
         if self.loss == "contrastive" and passes > 1:
             raise ValueError(
@@ -176,12 +180,18 @@ class Distillation(nn.Module):
         new = [text for text in dict.fromkeys(english) if text not in self.targets]
         if new:
             teacher, device = self.frozen[0], self.student.device
-            pooled = teacher.pooled(new, device)
-            heads = [pooled @ self.change.to(pooled.device)]
-            if self.generation_head is not None:
-                heads.append(teacher.penultimate(new, device))
-            self.targets.update(zip(new, torch.stack(heads, dim=1), strict=True))
+            said = in_fixed_shapes(partial(self.said, device=device), teacher.lengths(new), new)
+            self.targets.update(zip(new, said, strict=True))
         return torch.stack([self.targets[text] for text in english])
+
+    def said(self, english: list[str], device: torch.device) -> Tensor:
+        """(texts, heads, dim): the teacher's own words."""
+        teacher = self.frozen[0]
+        pooled = teacher.pooled(english, device)
+        heads = [pooled @ self.change.to(pooled.device)]
+        if self.generation_head is not None:
+            heads.append(teacher.penultimate(english, device))
+        return torch.stack(heads, dim=1)
 
     def states(self, texts: list[str]) -> list[Tensor]:
         """(texts, tokens, dim) of each head."""

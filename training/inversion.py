@@ -111,9 +111,13 @@ class Inversion(nn.Module):
         self.spelling = TextualInversionLoaderMixin()
 
     def forward(self, noisy: Tensor, timesteps: Tensor, texts: list[str]) -> Any:
-        unet, tower = self.frozen
+        return self.frozen[0](noisy, timesteps, self.states(texts))
+
+    def states(self, texts: list[str]) -> Float[Tensor, "batch tokens dim"]:
+        """What the tower says of texts with the new word in them."""
+        tower = self.frozen[1]
         spelt: Any = self.spelling.maybe_convert_prompt(texts, tower.tokenizer)
-        return unet(noisy, timesteps, tower.states(spelt))
+        return tower.states(spelt)
 
 
 def check_words(word: InversionConfig, tokenizer: Any) -> None:

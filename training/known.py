@@ -11,7 +11,7 @@ from training.multilingual import usable
 
 def known_texts(config: Any, opened: Opened | None, characters: Iterable[str]) -> Iterator[str]:
     """What a text-to-image run on `opened`, or on these emoji, asks its text tower."""
-    yield from ("", *config.prior.prompts)
+    yield from ("", *config.prior.prompts, *config.validation.prompts)
     if config.instance_prompt:
         yield config.instance_prompt
     elif opened is not None:

@@ -8,7 +8,6 @@ if it had not been.
 
 import json
 import logging
-import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,16 +23,18 @@ from accelerate.utils import ProjectConfiguration
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
 
 from training import config as configuration
-from training import output_folder, space, trackers
+from training import output_folder, processes, space, trackers
 from training.checkpoints import latest_checkpoint
 from training.config import OptimConfig, RunConfig
 from training.optimizers import build_optimizer
+from training.order import StepSampler
 from training.progress_bar import advance, memory, progress_bar
 from training.saving import save_run
+from training.sharded import ShardedEMA, Twin, fill_deepspeed, twin_of, whole
 from training.stopping import StopSignal
+from training.workers import batches_of
 
 logger = logging.getLogger(__name__)
 #: So many steps in a row without a finite loss and gradient end a run: by then it does not come back.
@@ -53,43 +54,6 @@ class StageConfig(Protocol):
     def optim(self) -> OptimConfig: ...
     @property
     def run(self) -> RunConfig: ...
-
-
-class StepSampler(Sampler[list[int]]):
-    """Index lists of this process, one per pass, from `start` on.
-
-    Data without an end (`items` is None) is read straight on; finite data in an order that (seed, epoch)
-    fixes.
-    """
-
-    def __init__(self, config: RunConfig, start: int, rank: int, processes: int, items: int | None) -> None:
-        self.config, self.start, self.items = config, start, items
-        self.shuffled: tuple[int, np.ndarray] = (-1, np.empty(0))
-        self.passes = config.gradient_accumulation_steps
-        if config.batch_size % (self.passes * processes):
-            raise ValueError(
-                f"batch_size: {config.batch_size} cannot be shared by {processes} processes "
-                f"x {self.passes} accumulated passes"
-            )
-        self.size = config.batch_size // (self.passes * processes)
-        self.rank, self.processes = rank, processes
-
-    def __len__(self) -> int:
-        return (self.config.max_train_steps - self.start) * self.passes
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.start, self.config.max_train_steps):
-            for part in range(self.passes):
-                first = step * self.config.batch_size + (part * self.processes + self.rank) * self.size
-                yield [self.item(n) for n in range(first, first + self.size)]
-
-    def item(self, number: int) -> int:
-        if self.items is None:
-            return number
-        epoch, place = divmod(number, self.items)
-        if self.shuffled[0] != epoch:
-            self.shuffled = epoch, np.random.default_rng((self.config.seed, epoch)).permutation(self.items)
-        return int(self.shuffled[1][place])
 
 
 @dataclass
@@ -121,6 +85,8 @@ class Run:
     ema: EMAModel | None
     size: int
     """Bytes of a checkpoint."""
+    twin: Twin | None = None
+    """Where the processes share the weights out."""
     progress: Progress = field(default_factory=Progress)
     part: int = 0
     nans_in_a_row: int = 0
@@ -146,7 +112,6 @@ class Run:
             ),
         )
         config.output_dir.mkdir(parents=True, exist_ok=True)
-        parameters = [p for p in model.parameters() if p.requires_grad]
         size = space.checkpoint_size(model, averaged=bool(settings.ema_decay))
         optimizer = build_optimizer(model, config.optim)
         scheduler = get_scheduler(
@@ -155,12 +120,17 @@ class Run:
             num_warmup_steps=config.optim.warmup_steps,
             num_training_steps=settings.max_train_steps,
         )
+        if (plugin := accelerator.state.deepspeed_plugin) is not None:
+            fill_deepspeed(plugin, settings, config.optim, accelerator.num_processes)
+        twin = twin_of(accelerator, model)
         model, optimizer = accelerator.prepare(model, optimizer)
+        parameters = [p for p in model.parameters() if p.requires_grad]
         ema = None
         if settings.ema_decay:
-            ema = EMAModel(parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75)
+            average = EMAModel if twin is None else ShardedEMA
+            ema = average(parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75)
             ema.to(accelerator.device)
-        run = cls(config, accelerator, model, optimizer, scheduler, parameters, ema, size)
+        run = cls(config, accelerator, model, optimizer, scheduler, parameters, ema, size, twin)
         accelerator.register_for_checkpointing(run.progress, scheduler, *([ema] if ema else []))
         run.resume()
         run.note()
@@ -206,32 +176,27 @@ class Run:
             self.accelerator.num_processes,
             dataset.items,
         )
-        loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=dataset.collate)
         settings = self.config.run
         bar = progress_bar(settings, self.progress.step, self.accelerator.is_main_process)
         self.model.train()
         try:
-            for batch in loader:
+            for batch in batches_of(dataset, sampler, settings.workers):
                 self.seed_pass()
                 yield batch
                 advance(bar, settings, self.progress.step)
-                if self.part == 0 and (number := self.most(self.stop.number)):
+                if self.part == 0 and (number := processes.agreed(self.accelerator, self.stop.number)):
                     self.save()
                     raise SystemExit(128 + number)
             if self.part == 0:
                 self.save()
+            if self.twin is not None:
+                if self.ema is not None:
+                    self.ema.copy_to(self.parameters)
+                self.twin.take(self.model)
         finally:
             bar.close()
             trackers.finish(self.accelerator)
             self.stop.restore()
-
-    def most(self, number: int) -> int:
-        """The largest of all processes' numbers: where one stops or fails, all do."""
-        if self.accelerator.num_processes == 1:
-            return number
-        mine = torch.tensor([int(number)], device=self.accelerator.device)
-        every: Any = self.accelerator.gather(mine)
-        return int(every.max())
 
     def seed_pass(self) -> None:
         """Dropout draws from a stream that step and process fix, noise from one that the step fixes."""
@@ -269,7 +234,8 @@ class Run:
         if self.part:
             return
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.optim.max_grad_norm)
-        finite, scaler = torch.isfinite(torch.as_tensor(norm)), self.accelerator.scaler
+        norm = whole(torch.as_tensor(norm))
+        finite, scaler = torch.isfinite(norm), self.accelerator.scaler
         if finite or scaler is not None:  # fp16's scaler leaves a step out by itself, to take a smaller scale
             self.optimizer.step()
         if finite:
@@ -305,7 +271,7 @@ class Run:
         now = time.perf_counter()
         seconds, self.since = now - self.since, now
         self.progress.seconds += seconds
-        means = {name: mean_of_finite(values) for name, values in self.records.items()}
+        means = processes.averaged(self.accelerator, self.records)
         self.records.clear()
         if self.accelerator.is_main_process:
             settings = self.config.run
@@ -344,12 +310,8 @@ class Run:
 
     def trained(self) -> nn.Module:
         """The plain module, holding the averaged weights where there is an average."""
+        if self.twin is not None and self.twin.module is not None:
+            return self.twin.module.eval()
         if self.ema is not None:
             self.ema.copy_to(self.parameters)
         return self.accelerator.unwrap_model(self.model).eval()
-
-
-def mean_of_finite(values: list[float]) -> float | None:
-    """None where all were skipped: JSON has no NaN."""
-    finite = [value for value in values if math.isfinite(value)]
-    return math.fsum(finite) / len(finite) if finite else None

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from altdiffusion.reading import one_line
 from training import space
 from training.checkpoints import save_checkpoint
+from training.processes import agreed
 
 if TYPE_CHECKING:
     from training.loop import Run
@@ -27,12 +28,12 @@ def save_run(run: "Run") -> bool:
     """Whether the checkpoint of this step is there now."""
     folder, step = run.config.output_dir, run.progress.step
     problem = space.shortage(folder, run.size) if run.accelerator.is_main_process else None
-    if not run.most(problem is not None):
+    if not agreed(run.accelerator, problem is not None):
         problem = write(run, folder, step)
     if problem is not None:
         newest = "there is none" if run.saved is None else f"the newest is of step {run.saved}"
         logger.warning("no checkpoint of step %d: %s; %s", step, problem, newest)
-    return not run.most(problem is not None)
+    return not agreed(run.accelerator, problem is not None)
 
 
 def write(run: "Run", folder: Path, step: int) -> str | None:
@@ -47,7 +48,7 @@ def write(run: "Run", folder: Path, step: int) -> str | None:
         run.accelerator.save_state(str(shared))
     except NOT_WRITTEN as error:
         problem = one_line(error)
-    failed = run.most(problem is not None)
+    failed = agreed(run.accelerator, problem is not None)
     if run.accelerator.is_main_process:
         try:
             if not failed:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from torch.utils.data import get_worker_info
 
 logger = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -41,13 +42,22 @@ class Bad:
     seen: int = 0
     named: list[str] = field(default_factory=list)
     count: int = 0
+    untold: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, name: str, reason: object) -> None:
+        if get_worker_info() is not None:  # one of several, none of which sees them all
+            self.untold.append((name, str(reason)))
+            return
         self.count += 1
         if self.count <= NAMED:
             self.named.append(f"{shorten(name)} ({shorten(str(reason), 100)})")
             logger.warning("skipped: %s", self.named[-1])
         self.check()
+
+    def taken(self) -> list[tuple[str, str]]:
+        """What a worker has found since it was asked last."""
+        found, self.untold = self.untold, []
+        return found
 
     def check(self) -> None:
         total = max(self.seen, self.expected)

@@ -10,9 +10,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from training.sources import STREAM_LENGTH, Bad, BadSample, Row, record_name
+
+
+def check_workers(streaming: bool, workers: int) -> None:
+    """`datasets` gives each worker other files of a stream, and the order would be another one."""
+    if streaming and workers:
+        raise ValueError(
+            f"run.workers: {workers} with reading.streaming True, which is read in order; allowed: 0"
+        )
 
 
 @dataclass
@@ -60,8 +66,6 @@ class Stream:
     def ordered(self) -> Iterator[tuple[Row, int]]:
         from datasets.distributed import split_dataset_by_node
 
-        if torch.utils.data.get_worker_info() is not None:  # `datasets` would give each worker other files
-            raise ValueError("streaming: True is read by the main process; allowed: no workers")
         shuffled = self.dataset.shuffle(seed=self.share.seed, buffer_size=self.shuffle_buffer)
         own = split_dataset_by_node(shuffled, self.share.process, self.share.processes)
         waiting: dict[int, list[Row]] = {}

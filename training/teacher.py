@@ -23,6 +23,10 @@ class Teacher:
         clip = CLIPModel.from_pretrained(folder, dtype=torch.float32)
         return cls(clip, AutoTokenizer.from_pretrained(folder))
 
+    def lengths(self, texts: list[str]) -> list[int]:
+        """Tokens of each text."""
+        return [len(ids) for ids in self.tokenizer(texts, truncation=True).input_ids]
+
     @torch.no_grad()
     def pooled(self, texts: list[str], device: torch.device | str = "cpu") -> Tensor:
         """(texts, dim): the states that its text projection takes."""
@@ -72,6 +76,10 @@ class KeptTeacher:
     @property
     def clip(self) -> Any:
         return self.kept.model.clip
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        """One for all: what is kept of a text does not depend on the texts beside it."""
+        return [1] * len(texts)
 
     def pooled(self, texts: list[str], device: torch.device | str = "cpu") -> Float[Tensor, "texts dim"]:
         return torch.stack(self.kept(texts))[:, 0].to(device)

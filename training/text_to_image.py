@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -30,10 +29,9 @@ from altdiffusion.losses import diffusion_loss
 from altdiffusion.runtime import choose_attention
 from altdiffusion.trainable import lora_state, select_parameters
 from training import inversion, lora
-from training.captions import Captions
 from training.config import OptimConfig, RunConfig, parse
 from training.data import Opened, image_captions, open_pictures
-from training.emoji import Scene, load_emoji, random_scene
+from training.emoji_latents import CaptionedLatents, chosen_scenes, swap_captions
 from training.export import Made, data_of, finish
 from training.frozen import store_rounded, unrounded
 from training.inversion import Inversion, InversionConfig, WithWord
@@ -46,12 +44,14 @@ from training.lora import LoraConfig
 from training.pictures import PicturesConfig, batches, latent_shape
 from training.prior import PriorConfig, WithPrior, WithPrompt, prior_latents
 from training.stage import run_stage
+from training.streams import check_workers
 from training.swap import map_cross_attention
 from training.tower import TextTower
 from training.unet import UNetConfig, build_unet, schedule_fields, set_attention
 from training.validation import Validation, ValidationConfig
 
 logger = logging.getLogger(__name__)
+AnyTower = TextTower | KeptTower
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ class TextToImageConfig:
             )
         if not 0 <= self.caption_dropout <= 1:
             raise ValueError(f"caption_dropout: {self.caption_dropout}; allowed: 0 to 1")
+        check_workers(self.reading.streaming, self.run.workers)
         if self.reading.streaming and self.cache is not None:
             raise ValueError(
                 "cache: with reading.streaming, whose texts are not known beforehand; allowed: without"
@@ -132,61 +133,11 @@ class TextToImageConfig:
                 raise ValueError(f"unet: None, and {name} needs one that draws; allowed: a UNet's folder")
 
 
-class CaptionedLatents(torch.utils.data.Dataset):
-    """Endless (latents, caption): a cached picture of a covered emoji, its caption in some language."""
-
-    items = None
-
-    def __init__(self, config: TextToImageConfig, latents: Tensor, scenes: list[Scene]) -> None:
-        self.config, self.latents, self.scenes = config, latents, scenes
-        self.captions = Captions(load_emoji())
-
-    def __getitem__(self, index: int) -> tuple[Tensor, str]:
-        random = np.random.default_rng((self.config.run.seed, index, 3))
-        number = int(random.integers(len(self.scenes)))
-        scene = self.scenes[number]
-        tag = self.captions.random_language(random, scene.characters, self.config.languages)
-        dropped = random.random() < self.config.caption_dropout
-        return self.latents[number], "" if dropped else self.captions.caption(scene, tag, random)
-
-    def collate(self, items: list[tuple[Tensor, str]]) -> tuple[Tensor, list[str]]:
-        latents, texts = zip(*items, strict=True)
-        return torch.stack(latents), list(texts)
-
-
-def chosen_scenes(config: TextToImageConfig) -> list[Scene]:
-    """`variants` scenes of each emoji that is drawn: one emoji, near the middle, on white."""
-    emoji = load_emoji()
-    drawn = emoji.covered
-    if config.characters:
-        drawn = tuple(config.characters)
-        if strange := [c for c in drawn if c not in emoji.characters]:
-            raise ValueError(f"characters: {strange[0]!r} is none; allowed: the emoji of the font")
-    elif config.emoji:
-        drawn = tuple(
-            drawn[round(i * (len(drawn) - 1) / max(1, config.emoji - 1))] for i in range(config.emoji)
-        )
-    spread = 0.3 if config.variants > 1 else 0.0
-    return [
-        random_scene(config.run.seed, 1000 * ord(c) + n, (c,), spread=spread)
-        for c in drawn
-        for n in range(config.variants)
-    ]
-
-
-def swap_captions(config: TextToImageConfig) -> list[str]:
-    """What the two towers of a swap are compared on: the names of all emoji, and no text."""
-    emoji = load_emoji()
-    return ["", *(emoji.names[tag][c] for tag in config.languages or ("en",) for c in emoji.characters)]
-
-
-def prepare_unet(
-    config: TextToImageConfig, tower: TextTower | KeptTower, shape: torch.Size
-) -> UNet2DConditionModel:
+def prepare_unet(config: TextToImageConfig, tower: AnyTower, shape: torch.Size) -> UNet2DConditionModel:
     """The UNet for latents of this `shape`, with the parameters of the stage, and no others, trainable."""
     unet = build_unet(config.unet, config.architecture, tower.width, (shape[0], shape[-1]))
     if config.swapped_from is not None:
-        texts = swap_captions(config)
+        texts = swap_captions(config.languages)
         before = full_states(open_tower(config.swapped_from, config.cache), texts)
         explained = map_cross_attention(unet, before, full_states(tower, texts))
         logger.info("the new tower's states explain %.1f %% of the old one's", 100 * explained)
@@ -201,7 +152,7 @@ def prepare_unet(
 
 
 def training_data(
-    config: TextToImageConfig, opened: Opened | None, vae: LazyAutoencoder, tower: TextTower | KeptTower
+    config: TextToImageConfig, opened: Opened | None, vae: LazyAutoencoder, tower: AnyTower
 ) -> tuple[Any, torch.Size]:
     """The samples, and the shape of their latents (in buckets that of the square)."""
     if opened is not None:
@@ -215,31 +166,61 @@ def training_data(
             config.caption_dropout,
             config.instance_prompt,
         )
-        if opened.rows is not None:  # a stream is encoded while it is read
-            vae.release()
-        return dataset, latent_shape(vae, config.reading.resolution)
-    scenes = chosen_scenes(config)
-    latents = cached_latents(vae, scenes, config.output_dir / "latents.safetensors")
-    vae.release()
-    return CaptionedLatents(config, latents, scenes), latents.shape[1:]
-
-
-def prompted(dataset: Any, config: TextToImageConfig) -> Any:
-    """The samples under the prompt that stands in for their captions, or with the new word in them."""
+        shape = latent_shape(vae, config.reading.resolution)
+    else:
+        scenes = chosen_scenes(config)
+        latents = cached_latents(vae, scenes, config.output_dir / "latents.safetensors")
+        dataset, shape = CaptionedLatents(config, latents, scenes), latents.shape[1:]
     if config.instance_prompt:
-        return WithPrompt(dataset, config.instance_prompt)
-    if config.trainable == "textual_inversion":
-        return WithWord(dataset, config.inversion, config.languages, config.run.seed)
-    return dataset
+        dataset = WithPrompt(dataset, config.instance_prompt)
+    elif config.trainable == "textual_inversion":
+        dataset = WithWord(dataset, config.inversion, config.languages, config.run.seed)
+    if config.prior.prompts:
+        dataset = with_prior(dataset, config, vae, tower)
+    if not config.reading.streaming:  # a stream is encoded while it is read
+        vae.release()
+    return dataset, shape
 
 
-def trained_model(
-    config: TextToImageConfig, unet: UNet2DConditionModel, tower: TextTower
-) -> tuple[torch.nn.Module, Callable[[list[str]], Any]]:
-    """What a run trains, and what makes its third input of captions."""
+def with_prior(dataset: Any, config: TextToImageConfig, vae: LazyAutoencoder, tower: AnyTower) -> Any:
+    """Beside each sample one that the starting UNet has drawn."""
+    unet = UNet2DConditionModel.from_pretrained(config.unet)
+    path = config.output_dir / "prior.safetensors"
+    pictures = prior_latents(pipeline_of(unet, vae.model, tower, config), config.prior, config.run.seed, path)
+    return WithPrior(dataset, pictures, config.prior, config.run.seed)
+
+
+def open_parts(config: TextToImageConfig) -> tuple[Opened | None, LazyAutoencoder, AnyTower]:
+    """Data of one's own, autoencoder and tower, of which only what is needed is read."""
+    opened = None
+    if config.data:
+        prompt = config.instance_prompt or config.inversion.token
+        opened = open_pictures(config.data, config.reading, config.languages, otherwise=prompt)
+    tower = open_tower(config.text, config.cache)
     if config.trainable == "textual_inversion":
-        return Inversion(unet, tower, config.inversion), list  # it reads the texts itself
-    return unet, tower.encode
+        inversion.check_words(config.inversion, tower.tokenizer)
+    if isinstance(tower, KeptTower):
+        drawn = [] if opened else [c for scene in chosen_scenes(config) for c in scene.characters]
+        tower.kept.keep(known_texts(config, opened, drawn), config.run)
+    return opened, LazyAutoencoder(config.vae), tower
+
+
+def start(
+    config: TextToImageConfig, unet: UNet2DConditionModel, tower: AnyTower
+) -> tuple[Run, Callable[[list[str]], Any], Callable[[list[str]], Tensor]]:
+    """The run, what makes its third input of captions, and what encodes prompts as it has learnt to."""
+    model, encode, states = unet, tower.encode, tower.encode
+    if config.trainable == "textual_inversion":
+        assert isinstance(tower, TextTower)  # a cache is refused
+        model = Inversion(unet, tower, config.inversion)
+        encode, states = list, model.states  # it reads the texts itself
+    if config.unet is not None:
+        store_rounded(unet, config.run.mixed_precision)
+    if isinstance(tower, TextTower):
+        store_rounded(tower.model, config.run.mixed_precision)
+    run = Run.start(config, model)
+    tower.to(run.accelerator.device)
+    return run, encode, states
 
 
 def train(config: TextToImageConfig) -> None:
@@ -247,36 +228,14 @@ def train(config: TextToImageConfig) -> None:
     torch.manual_seed(config.run.seed)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
-    opened = None
-    if config.data:
-        prompt = config.instance_prompt or config.inversion.token
-        opened = open_pictures(config.data, config.reading, config.languages, otherwise=prompt)
-    vae, tower = LazyAutoencoder(config.vae), open_tower(config.text, config.cache)
-    if config.trainable == "textual_inversion":
-        inversion.check_words(config.inversion, tower.tokenizer)
-    if isinstance(tower, KeptTower):
-        drawn = [] if opened else [c for scene in chosen_scenes(config) for c in scene.characters]
-        tower.kept.keep(known_texts(config, opened, drawn), config.run)
+    opened, vae, tower = open_parts(config)
     dataset, shape = training_data(config, opened, vae, tower)
-    dataset = prompted(dataset, config)
-    if config.prior.prompts:
-        unet = UNet2DConditionModel.from_pretrained(config.unet)
-        path = config.output_dir / "prior.safetensors"
-        pictures = prior_latents(
-            pipeline_of(unet, vae.model, tower, config), config.prior, config.run.seed, path
-        )
-        dataset = WithPrior(dataset, pictures, config.prior, config.run.seed)
     unet = prepare_unet(config, tower, shape)
     schedule = DDPMScheduler(**schedule_fields(config.prediction_type, config.zero_terminal_snr))
-    model, encode = trained_model(config, unet, tower)
-    if config.unet is not None:
-        store_rounded(unet, config.run.mixed_precision)
-    if isinstance(tower, TextTower):
-        store_rounded(tower.model, config.run.mixed_precision)
-    run = Run.start(config, model)
-    tower.to(run.accelerator.device)
+    run, encode, states = start(config, unet, tower)
+    at_hand = tower if isinstance(tower, TextTower) else None
     validation = Validation(
-        config.validation, run, lambda: pipeline_of(unet, vae.model, tower, config), tower.encode, shape
+        config.validation, run, lambda: pipeline_of(unet, vae.model, at_hand, config), states, shape
     )
     validation.draw()
     for clean, texts in batches(dataset, run, vae):
@@ -313,9 +272,9 @@ def stage_loss(config: TextToImageConfig, prediction: Tensor, target: Tensor, sn
 
 
 def pipeline_of(
-    unet: UNet2DConditionModel, vae: AutoencoderKL, tower: TextTower | KeptTower, config: TextToImageConfig
+    unet: UNet2DConditionModel, vae: AutoencoderKL, tower: AnyTower | None, config: TextToImageConfig
 ) -> StableDiffusionPipeline:
-    """The stock pipeline of these parts, with a sampler that fits the schedule."""
+    """The stock pipeline of these parts, with a sampler that fits. Without a tower it takes states alone."""
     fields = schedule_fields(config.prediction_type, config.zero_terminal_snr)
     scheduler = DPMSolverMultistepScheduler(
         **{name: value for name, value in fields.items() if name != "clip_sample"},
@@ -324,8 +283,8 @@ def pipeline_of(
     )
     return StableDiffusionPipeline(
         vae=vae,
-        text_encoder=tower.model,
-        tokenizer=tower.tokenizer,
+        text_encoder=None if tower is None else tower.model,
+        tokenizer=None if tower is None else tower.tokenizer,
         unet=unet,
         scheduler=scheduler,
         safety_checker=None,
@@ -337,7 +296,7 @@ def pipeline_of(
 def export(
     trained: UNet2DConditionModel | Any,
     vae: LazyAutoencoder,
-    tower: TextTower | KeptTower,
+    tower: AnyTower,
     config: TextToImageConfig,
 ) -> None:
     """A folder that plain diffusers opens; of a LoRA or a new word the file that its pipelines load."""

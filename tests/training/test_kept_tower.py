@@ -21,10 +21,11 @@ from tests.training.conftest import flags
 from training import text_to_image
 from training.config import RunConfig, parse, save
 from training.data import open_pictures
+from training.emoji_latents import CaptionedLatents, chosen_scenes
 from training.kept_tower import KeptTower
 from training.known import emoji_texts, texts_of
 from training.lazy import LazyAutoencoder, model_key
-from training.text_to_image import CaptionedLatents, TextToImageConfig, chosen_scenes, train
+from training.text_to_image import TextToImageConfig, train
 from training.tower import TextTower
 
 PLAIN, ROUNDED = RunConfig(), RunConfig(mixed_precision="bf16")

@@ -15,8 +15,9 @@ from tests.fakes import SENTENCES, padded_encode, tiny_unet
 from tests.training.conftest import flags
 from training.config import parse
 from training.emoji import load_emoji
+from training.emoji_latents import CaptionedLatents, chosen_scenes
 from training.prior import PriorConfig, WithPrior, WithPrompt
-from training.text_to_image import CaptionedLatents, TextToImageConfig, chosen_scenes, stage_loss, train
+from training.text_to_image import TextToImageConfig, stage_loss, train
 from training.tower import TextTower
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
