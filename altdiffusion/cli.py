@@ -196,6 +196,44 @@ def embed(
         encoding.write(rows, format_, stream)
 
 
+@_command
+def classify(
+    images: Positional[Annotated[tuple[str, ...], _flag("IMAGE", "", "Picture files.")]] = (),
+    *,
+    labels: Annotated[
+        tuple[str, ...], _flag("LABEL", "", "What they may show; `-` reads lines from stdin.")
+    ] = (),
+    language: Annotated[str, _flag("TAG", "en", "The language of the labels.")] = "en",
+    templates: Annotated[
+        tuple[str, ...], _flag("TEXT", "the language's", "Texts with {} for the label.")
+    ] = (),
+    k: Annotated[str, _flag("N", "5", "Labels to tell of each picture.", "-k")] = "5",
+    multi_label: Annotated[bool, _flag("", "", "Score each label by itself: several may be right.")] = False,
+    save: Annotated[str | None, _flag("FILE", "", "Keep the labels' weights for --weights.")] = None,
+    weights: Annotated[str | None, _flag("FILE", "", "Saved weights in the place of labels.")] = None,
+    model: _Model = None,
+    as_json: _Json = False,
+) -> None:
+    """Tell which of some labels a picture shows: labels in any language, nothing to train.
+
+    A line for each picture, with --json a JSON object.
+    """
+    from altdiffusion.classifying import classify
+
+    classify(
+        images,
+        labels,
+        language=language,
+        templates=templates,
+        k=k,
+        multi_label=multi_label,
+        weights=weights,
+        save=save,
+        model=model,
+        as_json=as_json,
+    )
+
+
 def _check_embed_output(format_: str, output: str | None) -> None:
     if output is not None:
         from altdiffusion.images import destination
