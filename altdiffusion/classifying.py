@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from PIL import Image
+
 from altdiffusion.images import destination, open_image
 from altdiffusion.languages import language as known_language
 from altdiffusion.requests import BadRequest, shorten
@@ -79,7 +81,7 @@ def _classifier(
     return ZeroShotClassifier(clip, labels, language=language, templates=templates)
 
 
-def _batches(images: Sequence[str]) -> Iterator[list[tuple[str, object]]]:
+def _batches(images: Sequence[str]) -> Iterator[list[tuple[str, Image.Image]]]:
     opened = ((path, open_image(path, "images")) for path in images)
     while batch := list(itertools.islice(opened, _BATCH)):
         yield batch

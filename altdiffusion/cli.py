@@ -234,6 +234,29 @@ def classify(
     )
 
 
+@_command
+def evaluate(
+    task: Positional[
+        Annotated[Literal["retrieval", "zero-shot", "paper"], _flag("TASK", "", "What to measure.")]
+    ],
+    *,
+    data: Annotated[str, _flag("FOLDER", "", "One data set or several, each in its owners' layout.")],
+    languages: Annotated[tuple[str, ...], _flag("TAG", "all in the data", "Which languages.")] = (),
+    output: Annotated[str | None, _flag("FILE", "", "Also write the report: .json or .md.", "-o")] = None,
+    model: _Model = None,
+    as_json: _Json = False,
+) -> None:
+    """Measure a model on local copies of published data sets, beside the published figures.
+
+    retrieval: recall in both directions and MR. zero-shot: top-1, top-5 and mean per-class recall. paper: all
+    that the AltCLIP paper reports and whose data is there; what is missing is listed with who gives it out.
+    With -o an interrupted run goes on where it was. The layouts are in docs/evaluation.md.
+    """
+    from altdiffusion.evaluating import evaluate
+
+    evaluate(task, data=data, languages=languages, output=output, model=model, as_json=as_json)
+
+
 def _check_embed_output(format_: str, output: str | None) -> None:
     if output is not None:
         from altdiffusion.images import destination
