@@ -139,7 +139,11 @@ def imagenet(root: Path) -> None:
         write(root / f"{code}_zeroshot_classification_templates.json", templates)
     babel = {"DE": [[0, 340, 999], [COLOURS["de"][n] for n in (0, 2, 5)]]}
     write(root / "babel-imagenet/babel_imagenet.json", babel)
-    write(root / "babel-imagenet/nllb_dist13b_prompts.json", {"DE": ["ein Foto von {}"]})
+    prompts = {
+        "de": ["ein Foto von {}"],
+    }
+    upper = {tag.upper(): texts for tag, texts in prompts.items()}
+    write(root / "babel-imagenet/nllb_dist13b_prompts.json", upper)
 
 
 def cifar(root: Path) -> None:

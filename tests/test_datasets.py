@@ -115,7 +115,8 @@ def test_babel_imagenet_takes_the_classes_that_the_language_has_a_name_for(tmp_p
     data = only(tmp_path, "babel-imagenet", "de")
     assert colours(data) == ["red", "blue", "black"]
     assert data.class_names == ("rot", "blau", "schwarz")
-    assert (data.labels, data.templates) == ((0, 1, 2), ("ein Foto von {}",))
+    assert data.labels == (0, 1, 2)
+    assert [template.split()[-1] for template in data.templates] == ["{}"]
 
 
 def test_chinese_clips_list_of_class_names_is_read(tmp_path):
@@ -165,6 +166,10 @@ def test_a_folder_for_each_class_is_named_in_every_language(tmp_path):
     assert set(found.languages) == set(COLOURS)
     data = found.read("zh")
     assert [data.class_names[label] for label in data.labels].count("黄色") == 4
+    assert data.templates is None
+    mini_data.write(tmp_path / "templates.json", {"zh": ["{}的照片"]})
+    (found,) = labelled.plain_tree(tmp_path)
+    assert (found.read("zh").templates, found.read("en").templates) == (("{}的照片",), None)
     (tmp_path / "classnames.json").unlink()
     (found,) = labelled.plain_tree(tmp_path)
     assert found.languages == ("en",)
@@ -215,3 +220,17 @@ def test_rows_without_what_they_should_hold_are_refused(tmp_path):
     mini_data.write(tmp_path / "dataset_flickr30k.json", {"images": [{"filename": "a.jpg"}]})
     with pytest.raises(ValueError, match=r"^data: .* is not in the published layout of flickr30k"):
         only(tmp_path, "flickr30k", "en")
+
+
+def test_texts_stay_as_they_are_and_what_is_none_is_refused(tmp_path):
+    mini_data.clip_benchmark_json(tmp_path)
+    file = tmp_path / "colours-en.json"
+    content = json.loads(file.read_text())
+    content["annotations"][1] = " \u200fe\u0301\u200b!\n"
+    file.write_text(json.dumps(content))
+    assert only(tmp_path, "colours", "en").captions[1] == ("\u200fe\u0301\u200b!",)
+    for wrong in (3, "\ud800"):
+        content["annotations"][1] = wrong
+        file.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=r"^data: .* is no text"):
+            only(tmp_path, "colours", "en")

@@ -9,8 +9,17 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-from altdiffusion.evaluation.datasets import Captioned, Found, locate, named, read_json, read_lines, tag_of
-from altdiffusion.requests import BadRequest, clean_text
+from altdiffusion.evaluation.datasets import (
+    Captioned,
+    Found,
+    locate,
+    named,
+    read_json,
+    read_lines,
+    tag_of,
+    text_of,
+)
+from altdiffusion.requests import BadRequest
 
 Reader = Callable[[Path], list[Found]]
 
@@ -128,7 +137,7 @@ def _captioned(folder: Path, pairs: Iterable[tuple[str, str]]) -> Captioned:
     """From (picture's name, caption) pairs; the pictures in the order of their first caption."""
     by_picture: dict[str, list[str]] = {}
     for name, caption in pairs:
-        text = clean_text(caption, "data")
+        text = text_of(caption)
         if text:
             by_picture.setdefault(name, []).append(text)
     if not by_picture:

@@ -201,6 +201,13 @@ def read_mapping(file: Path) -> dict[str, Any]:
     return content
 
 
+def text_of(value: object) -> str:
+    """A caption or name as it is, as published figures are of it; refused is what no tokenizer reads."""
+    if not isinstance(value, str) or any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise BadRequest(f"data: {shorten(value)} is no text; allowed texts without lone surrogates")
+    return value.strip()
+
+
 def tag_of(text: str) -> str:
     """A data set's name of a language as a tag: `jp` is `ja`, `PT-BR` stays `pt-br`."""
     tag = text.lower().replace("_", "-")

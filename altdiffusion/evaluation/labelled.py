@@ -21,8 +21,9 @@ from altdiffusion.evaluation.datasets import (
     read_lines,
     read_mapping,
     tag_of,
+    text_of,
 )
-from altdiffusion.requests import BadRequest, clean_text, shorten
+from altdiffusion.requests import BadRequest, shorten
 
 Reader = Callable[[Path], list[Found]]
 
@@ -114,7 +115,8 @@ def webdataset(folder: Path) -> list[Found]:
 
 
 def plain_tree(folder: Path) -> list[Found]:
-    """A folder for each class. Its name is the class's in English, unless classnames.json says it by tag."""
+    """A folder for each class. Its name is the class's in English, unless classnames.json says it by tag:
+    `{"zh": {"FOLDER": "NAME"}}`. templates.json, where it lies there as well, is `{"zh": ["…{}…"]}`."""
     below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if len(below) < 2 or not all(any(_files(path)) for path in below):
         return []
@@ -122,10 +124,13 @@ def plain_tree(folder: Path) -> list[Found]:
     spoken: dict[str, dict[str, str]] = {"en": {path.name: path.name for path in below}}
     if listed.is_file():
         spoken = {tag_of(tag): names for tag, names in read_mapping(listed).items()}
+    written = folder / "templates.json"
+    own = {tag_of(tag): texts for tag, texts in read_mapping(written).items()} if written.is_file() else {}
     names: Names = {}
     for tag, by_folder in spoken.items():
         numbers = tuple(n for n, path in enumerate(below) if path.name in by_folder)
-        names[tag] = (numbers, _cleaned([by_folder[below[n].name] for n in numbers], listed), None)
+        templates = _cleaned(own[tag], written) if tag in own else None
+        names[tag] = (numbers, _cleaned([by_folder[below[n].name] for n in numbers], listed), templates)
     read = functools.partial(_read_folders, tuple(below), names)
     return [Found(folder.resolve().name, "zero-shot", folder, tuple(sorted(names)), read)]
 
@@ -235,7 +240,7 @@ def _cleaned(values: object, file: Path) -> tuple[str, ...]:
     """Names or templates; each must say something, as their places in the list count."""
     if not isinstance(values, list):
         raise BadRequest(f"data: {named(file)} holds {shorten(values)}; allowed lists of texts")
-    cleaned = tuple(clean_text(value, "data") for value in values)
+    cleaned = tuple(text_of(value) for value in values)
     if not all(cleaned):
         raise BadRequest(f"data: {named(file)} has an empty name in a list; allowed names")
     return cleaned
@@ -243,7 +248,7 @@ def _cleaned(values: object, file: Path) -> tuple[str, ...]:
 
 def _texts(lines: list[str]) -> tuple[str, ...]:
     """The lines that say something."""
-    return tuple(text for text in (clean_text(line, "data") for line in lines) if text)
+    return tuple(text for text in (text_of(line) for line in lines) if text)
 
 
 def _cifar(name: str, folder: Path, file: Path, listed: Path, before: int) -> Found:
