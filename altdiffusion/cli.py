@@ -175,10 +175,23 @@ def embed(
     format_: Annotated[
         Literal["jsonl", "npy", "parquet"], _flag("jsonl|npy|parquet", "jsonl", "Output form.", name="format")
     ] = "jsonl",
-    output: Annotated[str | None, _flag("FILE", "stdout", "A new file.", "-o")] = None,
+    output: Annotated[str | None, _flag("FILE", "stdout", "A new file; for shards a folder.", "-o")] = None,
+    shards: Annotated[
+        tuple[str, ...], _flag("PATH", "", "Folders, .tsv and .tar files: a file of vectors for each.")
+    ] = (),
     model: _Model = None,
 ) -> None:
-    """Turn texts and pictures into unit vectors: what is alike has a large dot product, in any language."""
+    """Turn texts and pictures into unit vectors: what is alike has a large dot product, in any language.
+
+    With --shards, files that are there are skipped, so the same command goes on after an interruption;
+    `accelerate launch -m altdiffusion embed --shards …` shares the work among processes and nodes.
+    """
+    if shards:
+        from altdiffusion.embedding import embed_shards
+
+        if text or images:
+            raise BadRequest(f"shards: {shorten(shards[0])} beside texts or --images; allowed one of them")
+        return embed_shards(shards, output=output, form=format_, model=model)
     _check_embed_output(format_, output)
     from altdiffusion import encoding
     from altdiffusion.checkpoints import resolve
