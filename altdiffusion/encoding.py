@@ -147,7 +147,10 @@ def _spread(values: Sequence[Any], encode: Callable[[list[Any]], Any]) -> list[l
 
 def process() -> tuple[int, int, Any]:
     """This process's number, how many there are, and its device, as accelerate (or torchrun) started them."""
+    import torch
     from accelerate import PartialState
 
-    state = PartialState()
+    state = PartialState(
+        cpu=not torch.accelerator.is_available()
+    )  # without it, CPU processes are all the first
     return state.process_index, state.num_processes, state.device if state.num_processes > 1 else None
