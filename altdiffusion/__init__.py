@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     __version__: str
+    from altdiffusion.classification import Classification, ZeroShotClassifier
     from altdiffusion.compat import register
     from altdiffusion.generation import Picture, generate
     from altdiffusion.guided import (
@@ -46,6 +47,7 @@ _HOMES = {
     "AltDiffusionPAGInpaintPipeline": "guided",
     "AltDiffusionPAGPipeline": "guided",
     "AltDiffusionPipeline": "pipelines",
+    "Classification": "classification",
     "GenerateRequest": "requests",
     "LANGUAGES": "languages",
     "Language": "languages",
@@ -54,6 +56,7 @@ _HOMES = {
     "generate": "generation",
     "open_image": "images",
     "read_provenance": "images",
+    "ZeroShotClassifier": "classification",
     "register": "compat",
     "save_png": "images",
 }
@@ -72,10 +75,12 @@ __all__ = [
     "AltDiffusionPAGInpaintPipeline",
     "AltDiffusionPAGPipeline",
     "AltDiffusionPipeline",
+    "Classification",
     "GenerateRequest",
     "Language",
     "Picture",
     "Provenance",
+    "ZeroShotClassifier",
     "generate",
     "open_image",
     "read_provenance",

@@ -175,10 +175,23 @@ def embed(
     format_: Annotated[
         Literal["jsonl", "npy", "parquet"], _flag("jsonl|npy|parquet", "jsonl", "Output form.", name="format")
     ] = "jsonl",
-    output: Annotated[str | None, _flag("FILE", "stdout", "A new file.", "-o")] = None,
+    output: Annotated[str | None, _flag("FILE", "stdout", "A new file; for shards a folder.", "-o")] = None,
+    shards: Annotated[
+        tuple[str, ...], _flag("PATH", "", "Folders, .tsv and .tar files: a file of vectors for each.")
+    ] = (),
     model: _Model = None,
 ) -> None:
-    """Turn texts and pictures into unit vectors: what is alike has a large dot product, in any language."""
+    """Turn texts and pictures into unit vectors: what is alike has a large dot product, in any language.
+
+    With --shards, files that are there are skipped, so the same command goes on after an interruption;
+    `accelerate launch -m altdiffusion embed --shards …` shares the work among processes and nodes.
+    """
+    if shards:
+        from altdiffusion.embedding import embed_shards
+
+        if text or images:
+            raise BadRequest(f"shards: {shorten(shards[0])} beside texts or --images; allowed one of them")
+        return embed_shards(shards, output=output, form=format_, model=model)
     _check_embed_output(format_, output)
     from altdiffusion import encoding
     from altdiffusion.checkpoints import resolve
@@ -194,6 +207,67 @@ def embed(
     rows = encoding.encode(AltCLIP.from_pretrained(model), itertools.chain([first], batches))
     with Path(output).open("xb") if output else contextlib.nullcontext(sys.stdout.buffer) as stream:
         encoding.write(rows, format_, stream)
+
+
+@_command
+def classify(
+    images: Positional[Annotated[tuple[str, ...], _flag("IMAGE", "", "Picture files.")]] = (),
+    *,
+    labels: Annotated[
+        tuple[str, ...], _flag("LABEL", "", "What they may show; `-` reads lines from stdin.")
+    ] = (),
+    language: Annotated[str, _flag("TAG", "en", "The language of the labels.")] = "en",
+    templates: Annotated[
+        tuple[str, ...], _flag("TEXT", "the language's", "Texts with {} for the label.")
+    ] = (),
+    k: Annotated[str, _flag("N", "5", "Labels to tell of each picture.", "-k")] = "5",
+    multi_label: Annotated[bool, _flag("", "", "Score each label by itself: several may be right.")] = False,
+    save: Annotated[str | None, _flag("FILE", "", "Keep the labels' weights for --weights.")] = None,
+    weights: Annotated[str | None, _flag("FILE", "", "Saved weights in the place of labels.")] = None,
+    model: _Model = None,
+    as_json: _Json = False,
+) -> None:
+    """Tell which of some labels a picture shows: labels in any language, nothing to train.
+
+    A line for each picture, with --json a JSON object.
+    """
+    from altdiffusion.classifying import classify
+
+    classify(
+        images,
+        labels,
+        language=language,
+        templates=templates,
+        k=k,
+        multi_label=multi_label,
+        weights=weights,
+        save=save,
+        model=model,
+        as_json=as_json,
+    )
+
+
+@_command
+def evaluate(
+    task: Positional[
+        Annotated[Literal["retrieval", "zero-shot", "paper"], _flag("TASK", "", "What to measure.")]
+    ],
+    *,
+    data: Annotated[str, _flag("FOLDER", "", "One data set or several, each in its owners' layout.")],
+    languages: Annotated[tuple[str, ...], _flag("TAG", "all in the data", "Which languages.")] = (),
+    output: Annotated[str | None, _flag("FILE", "", "Also write the report: .json or .md.", "-o")] = None,
+    model: _Model = None,
+    as_json: _Json = False,
+) -> None:
+    """Measure a model on local copies of published data sets, beside the published figures.
+
+    retrieval: recall in both directions and MR. zero-shot: top-1, top-5 and mean per-class recall. paper: all
+    that the AltCLIP paper reports and whose data is there; what is missing is listed with who gives it out.
+    With -o an interrupted run goes on where it was. The layouts are in docs/evaluation.md.
+    """
+    from altdiffusion.evaluating import evaluate
+
+    evaluate(task, data=data, languages=languages, output=output, model=model, as_json=as_json)
 
 
 def _check_embed_output(format_: str, output: str | None) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
@@ -118,10 +118,27 @@ class AltCLIP:
         scale = self.model.logit_scale.exp()
         return scale * self.encode_text(text) @ self.encode_image(images).T
 
-    def preprocess(self, images: Pictures) -> Float[Tensor, "batch channels height width"]:
-        """`pixel_values`: upright, transparency on white, short side resized, middle cropped, normalised."""
+    def preprocess(
+        self, images: Pictures, normalize: bool = True
+    ) -> Float[Tensor, "batch channels height width"] | UInt8[Tensor, "batch channels height width"]:
+        """`pixel_values`: upright, transparency on white, short side resized, middle cropped, normalised.
+
+        Without the last they stay whole numbers, a quarter of the size, for `normalize_pixels` to finish.
+        """
         pictures = [self._shaped(_rgb(ImageOps.exif_transpose(picture))) for picture in _as_pictures(images)]
-        return self.image_processor(pictures, return_tensors="pt").pixel_values
+        last = {} if normalize else {"do_rescale": False, "do_normalize": False}
+        return self.image_processor(pictures, return_tensors="pt", **last).pixel_values
+
+    def normalize_pixels(
+        self, pixels: UInt8[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        """`pixel_values` from whole numbers, on the model's device."""
+        processor = self.image_processor
+        mean, std = (
+            torch.tensor(values, device=self.device)[:, None, None]
+            for values in (processor.image_mean, processor.image_std)
+        )
+        return (pixels.to(self.device).float() * processor.rescale_factor - mean) / std
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """An AltCLIP folder that plain transformers opens. m18's generation head goes in as published."""

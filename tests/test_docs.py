@@ -1,4 +1,4 @@
-"""The blocks of docs/pipelines.md run as they stand, on the tiny model and small files."""
+"""The blocks of docs/pipelines.md and docs/evaluation.md run as they stand, on small models and files."""
 
 import peft
 import pytest
@@ -33,3 +33,15 @@ def test_the_page_on_pipelines_is_right(shared_folder, tmp_path, monkeypatch):
     assert len(names["batch"]) == 3
     assert len(names["frames"]) == 4
     assert names["windows"].shape[1] in range(154, 770, 77)
+
+
+@pytest.mark.weights
+def test_the_page_on_evaluation_is_right(tmp_path, monkeypatch):
+    emoji = pytest.importorskip("training.emoji")
+    monkeypatch.chdir(tmp_path)
+    emoji.draw(emoji.centred("🦞"), 64).save("lobster.png")
+    names = {}
+    for code in blocks("python", ROOT / "docs/evaluation.md"):
+        exec(compile(code, "docs/evaluation.md", "exec"), names)
+    assert names["found"].label == "龙虾"
+    assert names["alone"].shape == (1, 3)

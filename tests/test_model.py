@@ -231,3 +231,10 @@ def test_the_vision_activation_can_be_replaced_and_is_then_the_models_own(tmp_pa
 def test_an_unknown_activation_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"^vision_act: 'relu' is none; allowed: quick_gelu, gelu$"):
         AltCLIP.from_pretrained(vision_act="relu")
+
+
+def test_whole_numbers_normalised_later_are_the_same_pixel_values(clip):
+    pictures = [picture(50, 40), picture(33, 64, seed=1)]
+    whole = clip.preprocess(pictures, normalize=False)
+    assert whole.dtype == torch.uint8
+    assert_close(clip.normalize_pixels(whole), clip.preprocess(pictures), rtol=0, atol=1e-6)

@@ -14,7 +14,9 @@ from tests.cli.conftest import Run
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["generate"], ["embed"], ["info"], ["convert"], ["show"]], ids=" ".join
+    "command",
+    [[], ["generate"], ["embed"], ["info"], ["convert"], ["show"], ["classify"], ["evaluate"]],
+    ids=" ".join,
 )
 def test_every_command_has_help(run: Run, command: list[str]):
     code, out, err = run(*command, "--help")

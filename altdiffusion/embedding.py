@@ -1,0 +1,123 @@
+"""What `altdiffusion embed --shards` does: a file of features for each shard; finished ones are skipped."""
+
+import importlib.util
+import json
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from altdiffusion.requests import BadRequest, shorten
+from altdiffusion.shards import Shard, shards_of
+from altdiffusion.terminal import note, say
+
+if TYPE_CHECKING:
+    from altdiffusion.encoding import Block
+
+_FORMS = ("npy", "parquet")
+_NAMED = 5  # unusable rows that are named; the others are counted
+
+
+def embed_shards(paths: Sequence[str], *, output: str | None, form: str, model: str | None) -> None:
+    """Process n of m takes every m-th shard from the n-th on."""
+    if form not in _FORMS:
+        raise BadRequest(f"format: {form!r} is not for shards; allowed {', '.join(_FORMS)}")
+    if form == "parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise BadRequest("format: 'parquet' needs pyarrow (pip install pyarrow); allowed here npy")
+    if output is None:
+        raise BadRequest("output: shards need a folder for their files; allowed --output FOLDER")
+    folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise BadRequest(f"output: {shorten(output)} is no folder; allowed a new one, or one to go on in")
+    shards = shards_of(paths)
+    from altdiffusion import encoding
+    from altdiffusion.checkpoints import resolve
+
+    resolve(model)
+    from altdiffusion.model import AltCLIP
+
+    number, of, device = encoding.process()
+    clip = AltCLIP.from_pretrained(model, device=device)
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard in shards[number::of]:
+        if not _finished(folder, shard, form, clip.fingerprint):
+            block = encoding.encode_rows(clip, shard.rows())
+            {"npy": _write_npy, "parquet": _write_parquet}[form](folder, shard, block, clip.fingerprint)
+            _tell(shard, block)
+        say(str(folder / f"{shard.name}.{form}"))
+
+
+def _tell(shard: Shard, block: "Block") -> None:
+    for key, error in list(block.errors.items())[:_NAMED]:
+        note(f"{shard.name}: {key}: {error}")
+    if block.errors:
+        note(f"{shard.name}: {len(block.errors):,} of {len(block.keys):,} rows could not be used")
+
+
+def _finished(folder: Path, shard: Shard, form: str, fingerprint: str) -> bool:
+    """Whether the shard's features by this model are there; another model's are refused."""
+    file = folder / f"{shard.name}.{form}" if form == "parquet" else folder / f"{shard.name}.json"
+    if not file.exists():
+        return False
+    if form == "parquet":
+        import pyarrow.parquet
+
+        found = (pyarrow.parquet.read_schema(file).metadata or {}).get(b"fingerprint", b"?").decode()
+    else:
+        found = json.loads(file.read_text(encoding="utf-8")).get("fingerprint", "?")
+    if found != fingerprint:
+        raise BadRequest(
+            f"output: {shorten(str(file))} is by the model {found[:10]}, this one is {fingerprint[:10]}; "
+            "allowed another folder"
+        )
+    return True
+
+
+def _write_parquet(folder: Path, shard: Shard, block: "Block", fingerprint: str) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    vectors = pyarrow.list_(pyarrow.float32())
+    columns = {
+        "key": pyarrow.array(block.keys, pyarrow.string()),
+        "text": pyarrow.array(block.texts, pyarrow.string()),
+        "image_embedding": pyarrow.array(block.image_vectors, vectors),
+        "text_embedding": pyarrow.array(block.text_vectors, vectors),
+        "error": pyarrow.array([block.errors.get(key) for key in block.keys], pyarrow.string()),
+    }
+    table = pyarrow.table(columns).replace_schema_metadata({"fingerprint": fingerprint})
+    _aside(folder / f"{shard.name}.parquet", lambda file: pyarrow.parquet.write_table(table, file))
+
+
+def _write_npy(folder: Path, shard: Shard, block: "Block", fingerprint: str) -> None:
+    """NAME.npy for pictures and NAME.text.npy for texts, then NAME.json, whose lists name their rows."""
+    import numpy as np
+
+    notes: dict[str, Any] = {"fingerprint": fingerprint, "errors": block.errors}
+    for kind, vectors, end in (
+        ("image", block.image_vectors, "npy"),
+        ("text", block.text_vectors, "text.npy"),
+    ):
+        there = [n for n, vector in enumerate(vectors) if vector is not None]
+        notes[f"{kind}_keys"] = [block.keys[n] for n in there]
+        array = np.array([vectors[n] for n in there], dtype=np.float32)
+        _aside(folder / f"{shard.name}.{end}", lambda file, array=array: _save(file, array))
+    text = json.dumps(notes, ensure_ascii=False)
+    _aside(folder / f"{shard.name}.json", lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def _save(file: Path, array: Any) -> None:
+    import numpy as np
+
+    with file.open("wb") as stream:
+        np.save(stream, array)
+
+
+def _aside(file: Path, write: Any) -> None:
+    """What bears the name is whole."""
+    aside = file.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        write(aside)
+        aside.replace(file)
+    finally:
+        aside.unlink(missing_ok=True)

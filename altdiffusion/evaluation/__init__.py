@@ -1,0 +1,1 @@
+"""Evaluation on local copies of published data: pure metrics, readers, tasks, the papers' own figures."""
