@@ -112,7 +112,7 @@ STAGES = {
             {"ours": ways.our_contrast, **both(ways.peer_text, "text")},
             optimizer(student_of),
         ),
-        padded_ways("image", "text", "ours: cached features, own lengths, bf16"),
+        padded_ways("image", "text", "ours: cached features, own lengths, frozen embeddings, bf16"),
         student_of,
     ),
 }
