@@ -10,8 +10,7 @@ time is the sum of its parts.
 
 Memory: each way in a process of its own, highest resident memory during two steps over that before its
 models were made. AdamW's two states of a whole UNet or XLM-R are added by their size, 8 bytes a parameter:
-they would not fit beside the rest everywhere. Needs 16 GB; two hours on one core, half an hour without batch
-8. Linux only.
+they would not fit beside the rest everywhere. The published shapes need 16 GB of free memory. Linux only.
 """
 
 import argparse
@@ -113,7 +112,7 @@ STAGES = {
             {"ours": ways.our_contrast, **both(ways.peer_text, "text")},
             optimizer(student_of),
         ),
-        padded_ways("image", "text", "ours: cached features, own lengths, bf16"),
+        padded_ways("image", "text", "ours: cached features, own lengths, frozen embeddings, bf16"),
         student_of,
     ),
 }

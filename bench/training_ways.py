@@ -225,17 +225,21 @@ class TextSide(nn.Module):
 def peer_text(models: Models, batch: int, precision: str) -> Part:
     side = TextSide(models.student, models.width)
     tokens, image = padded(batch), F.normalize(torch.randn(batch, models.width), dim=-1)
+    words = models.student.get_input_embeddings().weight
 
     def step() -> None:
+        trained, words.requires_grad = words.requires_grad, True
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss = side(tokens, image)
         loss.backward()
         forget_gradients(side)
+        words.requires_grad = trained
 
     return step
 
 
 def our_contrast(models: Models, batch: int) -> Part:
+    models.student.get_input_embeddings().requires_grad_(False)  # freeze_embeddings
     run = started(models, TextSide(models.student, models.width), batch)
     images, tokenize = F.normalize(torch.randn(batch, models.width), dim=-1).unbind(), tokenizer()
 

@@ -301,12 +301,14 @@ def training_data(
     return data, judged_emoji(scenes, latents, data.captions, tags, config.judged_captions)
 
 
-def unrounded(stage: Imitation) -> Imitation:
-    """The trained adapter between models that are read anew, where those of the training were rounded."""
+def with_adapter(stage: Imitation, adapter: TextAdapter) -> Imitation:
+    """The trained adapter between the models; where those were rounded, they are read anew."""
     if stage.config.run.mixed_precision not in FORMATS:
+        stage.adapter = adapter
+        text_adapter.attach(stage.frozen[0].text_encoder, adapter)
         return stage
     fresh = build(stage.config)
-    fresh.adapter.load_state_dict(stage.adapter.state_dict())
+    fresh.adapter.load_state_dict(adapter.state_dict())
     for pipeline in fresh.frozen:
         pipeline.to(stage.frozen[0].device)
     return fresh
@@ -349,9 +351,8 @@ def train(config: AdapterConfig) -> None:
         run.step(drawn + imitated)
         validation.draw()
     if run.accelerator.is_main_process:
-        stage.adapter = run.trained().adapter
-        text_adapter.attach(stage.frozen[0].text_encoder, stage.adapter)
-        stage = unrounded(stage)
+        trained: Any = run.trained()
+        stage = with_adapter(stage, trained.adapter)
         figures["trained"] = gap(stage, judged)
         export(stage, figures, opened)
 

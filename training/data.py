@@ -252,12 +252,16 @@ def main() -> None:
         print("\n".join(lines))
         raise SystemExit(0 if good else 1)
 
-    logging.getLogger("training").setLevel(logging.ERROR)  # the report names what is skipped
+    log = logging.getLogger("training")
+    before = log.level
+    log.setLevel(logging.ERROR)  # the report names what is skipped
     try:
         app.cli(config=(tyro.conf.FlagConversionOff,))
     except (ValueError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
+    finally:
+        log.setLevel(before)
 
 
 if __name__ == "__main__":

@@ -184,7 +184,7 @@ class Run:
                 self.seed_pass()
                 yield batch
                 advance(bar, settings, self.progress.step)
-                if self.part == 0 and (number := processes.agreed(self.accelerator, self.stop.number)):
+                if number := processes.agreed(self.accelerator, self.stop.number):
                     self.save()
                     raise SystemExit(128 + number)
             if self.part == 0:

@@ -1,4 +1,6 @@
-"""SIGTERM and Ctrl-C end a run at the end of its step, when it has saved. The second one does not wait."""
+"""SIGTERM and Ctrl-C end a run after the pass that it is in, when it has saved the last whole step. The
+second one does not wait.
+"""
 
 import signal
 from typing import Any

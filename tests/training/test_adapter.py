@@ -159,7 +159,7 @@ def test_rounded_frozen_weights_train_as_plain_autocast_does_and_are_saved_as_re
     AcceleratorState._reset_state()  # accelerate keeps the precision of a process's first run
     adapter.train(config(root, "rounded", 2, "--run.mixed-precision", "bf16"))
     monkeypatch.setattr(adapter, "store_rounded", lambda *_: None)
-    monkeypatch.setattr(adapter, "unrounded", lambda stage: stage)
+    monkeypatch.setattr(adapter, "with_adapter", lambda stage, _: stage)
     adapter.train(config(root, "plain", 2, "--run.mixed-precision", "bf16"))
     AcceleratorState._reset_state()
     assert report(root, "rounded") == report(root, "plain")

@@ -133,11 +133,25 @@ def test_an_altclips_image_tower_is_locked_unless_told_otherwise(locked, altclip
     assert same is (locked is not False)
 
 
+def test_frozen_word_embeddings_stay_and_the_rest_of_the_tower_moves(altclip, tmp_path):
+    train(config(tmp_path, 2, altclip, "--freeze-embeddings True --optim.learning-rate 1e-3"))
+    before, after = (
+        AltCLIPModel.from_pretrained(path).text_model.roberta for path in (altclip, tmp_path / "model")
+    )
+    words = "embeddings.word_embeddings.weight"
+    assert after.get_parameter(words).equal(before.get_parameter(words))
+    moved = "encoder.layers.0.output.dense.weight"
+    assert not after.get_parameter(moved).equal(before.get_parameter(moved))
+
+
 def test_what_cannot_be_trained_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         parse(ContrastConfig, flags(tmp_path, 1, "--lock-image True"))
     message = "lock_image: True with a new CLIP, whose image tower has learnt nothing; give model"
     assert message in " ".join(capsys.readouterr().err.replace("│", "").split())
+    with pytest.raises(SystemExit):
+        parse(ContrastConfig, flags(tmp_path, 1, "--freeze-embeddings True"))
+    assert "freeze_embeddings: True with a new CLIP, which" in capsys.readouterr().err
     BertConfig().save_pretrained(tmp_path / "bert")
     with pytest.raises(ValueError, match=r"^model: '.*bert' is bert; allowed: an AltCLIP or a CLIP"):
         train(config(tmp_path / "out", 1, tmp_path / "bert"))

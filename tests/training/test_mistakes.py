@@ -33,7 +33,10 @@ def said(capsys, stage, config_class, argv: list[str]) -> str:
 @pytest.mark.parametrize(
     "more, message",
     [
-        ("--trainable attention", "trainable: 'attention'; allowed: kv, cross_attention, unet, lora"),
+        (
+            "--trainable attention",
+            "trainable: 'attention'; allowed: kv, cross_attention, unet, lora, textual_inversion",
+        ),
         ("--reading.resolution 100", "resolution: 100 is no multiple of 8; allowed: 8, 16, …"),
         ("--trainible kv", "trainible: no such option; did you mean --trainable?"),
         ("--run.batch-size many", "run.batch_size: 'many'; allowed: a whole number"),

@@ -64,7 +64,7 @@ def together(stages: dict[str, Stage], folder: Path, names, *options: str, steps
 
 
 def more(name: str) -> str:
-    return f"--optim.learning-rate {LEARNING_RATE} {MORE.get(name, '')}"
+    return f"--optim.schedule constant --optim.learning-rate {LEARNING_RATE} {MORE.get(name, '')}"
 
 
 def assert_same(one: Path, other: Path, tolerance: float) -> None:
