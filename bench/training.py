@@ -183,10 +183,21 @@ def peak_elsewhere(name: str, way: str, shape: str, batch: int) -> dict[str, int
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(shape: str, names: list[str], batches: list[int], rounds: int) -> dict[str, Any]:
-    """The report: a row for each way of each stage and batch size."""
-    started, rows = time.perf_counter(), []
+def rows_of(output: Path | None, shape: str, rounds: int) -> list[dict[str, Any]]:
+    """What an earlier call of the same kind has measured."""
+    if output is None or not output.is_file():
+        return []
+    report = json.loads(output.read_text(encoding="utf-8"))
+    return report["rows"] if (report["shape"], report["rounds"]) == (shape, rounds) else []
+
+
+def measure(
+    shape: str, names: list[str], batches: list[int], rounds: int, rows: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The report: a row for each way of each stage and batch size; those that `rows` has are not measured."""
+    started, known = time.perf_counter(), {(row["stage"], row["batch"]) for row in rows}
     jobs = [(name, batch) for name in names for batch in batches or STAGES[name].batches]
+    jobs = [job for job in jobs if job not in known]
     total = sum(len(group) for name, _ in jobs for group in STAGES[name].groups) * (rounds + 1)
     with tqdm(total=total, disable=None, unit="step") as bar:
         for name, batch in jobs:
@@ -261,7 +272,7 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--batch", nargs="+", type=int, default=[], help="batch sizes; each stage's own")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("-o", "--output", type=Path, help="report as JSON")
+    parser.add_argument("-o", "--output", type=Path, help="report as JSON; what it holds already is kept")
     parser.add_argument("--write", action="store_true", help="put the table into docs/results.md")
     parser.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -271,7 +282,8 @@ def main() -> None:
         name, way, batch = arguments.memory_of
         print(json.dumps(peak(STAGES[name], way, arguments.shape, int(batch))))
         return
-    report = measure(arguments.shape, arguments.stages, arguments.batch, arguments.rounds)
+    kept = rows_of(arguments.output, arguments.shape, arguments.rounds)
+    report = measure(arguments.shape, arguments.stages, arguments.batch, arguments.rounds, kept)
     report["command"] = " ".join(["python -m bench.training", *sys.argv[1:]])
     if arguments.output:
         arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
