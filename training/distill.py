@@ -192,12 +192,13 @@ class Distillation(nn.Module):
             heads.append(teacher.penultimate(english, device))
         return torch.stack(heads, dim=1)
 
-    def states(self, texts: list[str]) -> list[Tensor]:
-        """(texts, tokens, dim) of each head."""
+    def states(self, texts: list[str]) -> tuple[list[Tensor], Tensor]:
+        """(texts, tokens, dim) of each head, and the tokens of each text."""
         if self.generation_head is None:
-            return [encode_trimmed(self.student, self.tokenizer, texts)[0]]
-        states, before_last = two_states(self.student, self.tokenizer, texts)
-        return [states, self.generation_head(before_last)]
+            states, lengths = encode_trimmed(self.student, self.tokenizer, texts)
+            return [states], lengths
+        states, before_last, lengths = two_states(self.student, self.tokenizer, texts)
+        return [states, self.generation_head(before_last)], lengths
 
     def forward(self, texts: list[str], english: list[str]) -> Tensor:
         losses = []
@@ -207,11 +208,10 @@ class Distillation(nn.Module):
             groups = None
             if self.config.loss == "contrastive":
                 groups = torch.tensor([english.index(text) for text in english], device=self.student.device)
-            states, target = self.states(texts[part]), self.target(english[part])
+            (states, lengths), target = self.states(texts[part]), self.target(english[part])
+            weight, kind = self.config.sequence_weight, self.config.loss
             for head, of_head in enumerate(states):
-                loss = distillation_loss(
-                    of_head.float(), target[:, head], self.config.sequence_weight, self.config.loss, groups
-                )
+                loss = distillation_loss(of_head.float(), target[:, head], weight, kind, groups, lengths)
                 losses.append(loss * len(of_head))
         return torch.stack(losses).sum() / len(texts)
 
