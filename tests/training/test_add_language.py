@@ -211,6 +211,15 @@ def test_the_new_language_is_drawn_to_what_the_old_tower_says_in_english(tmp_pat
     assert_close(ones, torch.tensor(1 + 0.5))
 
 
+def test_the_recipes_are_a_chain():
+    first, second = (
+        parse(AddLanguageConfig, ["--config", f"training/recipes/emoji/{name}.yaml"])
+        for name in ("add_greek", "add_greek_more")
+    )
+    assert (first.languages, first.trainable, second.trainable) == (("el",), "new_rows", "tower")
+    assert second.model == first.output_dir / "model"
+
+
 def test_mistakes_are_one_line(tmp_path, altclip, text, capsys):
     for message, more in {
         "languages: 'en'; allowed: one new language": "--languages en",
