@@ -56,29 +56,36 @@ def distillation_loss(
     sequence_weight: float = 0.0,
     kind: str = "mse",
     groups: Int[Tensor, " batch"] | None = None,
+    lengths: Int[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, ""]:
     """Teacher learning (Chen et al. 2022, section 3.2): the student's first token repeats the teacher's
     end-of-text state.
 
     `states` are the student's projected states, `target` the teacher's pooled output before its text
     projection. With `sequence_weight` all other states are drawn there too: a UNet attends to every one of
-    them. `kind`: "mse" is the paper's; "cosine" leaves the length free; "contrastive" tells each target from
-    the others of the batch, where `groups` names equal ones, and draws the other states there by "mse".
+    them. Where `lengths` says how many tokens each text has, its own and one pad count, however far the batch
+    pads it. `kind`: "mse" is the paper's; "cosine" leaves the length free; "contrastive" tells each target
+    from the others of the batch, where `groups` names equal ones, and draws the other states there by "mse".
     """
     if kind == "contrastive":
         unit, goal = F.normalize(states[:, 0], dim=-1), F.normalize(target, dim=-1)
         pooled = contrastive_loss(unit, goal, unit.new_tensor(DISTILLATION_SCALE), groups)
     else:
-        pooled = _distance(states[:, 0], target, kind)
+        pooled = _distances(states[:, 0], target, kind).mean()
     if not sequence_weight:
         return pooled
-    return pooled + sequence_weight * _distance(states, target[:, None].expand_as(states), kind)
+    of_tokens = _distances(states, target[:, None].expand_as(states), kind)
+    if lengths is None:
+        return pooled + sequence_weight * of_tokens.mean()
+    counts = torch.arange(states.shape[1], device=states.device) <= lengths.to(states.device)[:, None]
+    of_texts = (of_tokens * counts).sum(1) / counts.sum(1)
+    return pooled + sequence_weight * of_texts.mean()
 
 
-def _distance(states: Tensor, target: Tensor, kind: str) -> Tensor:
+def _distances(states: Tensor, target: Tensor, kind: str) -> Tensor:
     if kind == "cosine":
-        return 1 - F.cosine_similarity(states, target, dim=-1).mean()
-    return F.mse_loss(states, target)
+        return 1 - F.cosine_similarity(states, target, dim=-1)
+    return (states - target).square().mean(dim=-1)
 
 
 def diffusion_loss(

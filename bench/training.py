@@ -183,10 +183,26 @@ def peak_elsewhere(name: str, way: str, shape: str, batch: int) -> dict[str, int
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(shape: str, names: list[str], batches: list[int], rounds: int) -> dict[str, Any]:
-    """The report: a row for each way of each stage and batch size."""
-    started, rows = time.perf_counter(), []
+def rows_of(output: Path | None, shape: str, rounds: int) -> list[dict[str, Any]]:
+    """What an earlier call of the same kind has measured."""
+    if output is None or not output.is_file():
+        return []
+    report = json.loads(output.read_text(encoding="utf-8"))
+    return report["rows"] if (report["shape"], report["rounds"]) == (shape, rounds) else []
+
+
+def measure(
+    shape: str,
+    names: list[str],
+    batches: list[int],
+    rounds: int,
+    rows: list[dict[str, Any]],
+    memory: bool = True,
+) -> dict[str, Any]:
+    """The report: a row for each way of each stage and batch size; those that `rows` has are not measured."""
+    started, known = time.perf_counter(), {(row["stage"], row["batch"]) for row in rows}
     jobs = [(name, batch) for name in names for batch in batches or STAGES[name].batches]
+    jobs = [job for job in jobs if job not in known]
     total = sum(len(group) for name, _ in jobs for group in STAGES[name].groups) * (rounds + 1)
     with tqdm(total=total, disable=None, unit="step") as bar:
         for name, batch in jobs:
@@ -194,8 +210,8 @@ def measure(shape: str, names: list[str], batches: list[int], rounds: int) -> di
             seconds = time_parts(stage, shape, batch, rounds, bar)
             for way, parts in stage.ways.items():
                 times = {part: seconds[part] for part in parts}
-                memory = peak_elsewhere(name, way, shape, batch)
-                rows.append({"stage": name, "batch": batch, "way": way, "seconds": times, "bytes": memory})
+                taken = peak_elsewhere(name, way, shape, batch) if memory else {}
+                rows.append({"stage": name, "batch": batch, "way": way, "seconds": times, "bytes": taken})
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )
@@ -222,7 +238,7 @@ def figures(report: dict[str, Any]) -> list[dict[str, Any]]:
                 "per sample": step / row["batch"],
                 "memory": memory,
                 "slower": step / sum(best["seconds"].values()),
-                "larger": memory / sum(best["bytes"].values()),
+                "larger": memory / (sum(best["bytes"].values()) or 1),
             }
         )
     return found
@@ -238,7 +254,9 @@ def table(report: dict[str, Any]) -> str:
         parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in row["seconds"].items())
         speed, memory = targets.get((row["stage"], row["batch"], row["way"]), (None, None))
         cells = [row["stage"], row["batch"], row["way"], parts, f"{row['per sample']:.2f}"]
-        cells += [against(row["slower"], speed), f"{row['memory'] / GB:.2f}", against(row["larger"], memory)]
+        cells.append(against(row["slower"], speed))
+        measured = [f"{row['memory'] / GB:.2f}", against(row["larger"], memory)]
+        cells += measured if row["bytes"] else ["", ""]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     made = report["made with"]
     lines += [
@@ -261,7 +279,8 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--batch", nargs="+", type=int, default=[], help="batch sizes; each stage's own")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("-o", "--output", type=Path, help="report as JSON")
+    parser.add_argument("--no-memory", action="store_true", help="times alone, which takes half as long")
+    parser.add_argument("-o", "--output", type=Path, help="report as JSON; what it holds already is kept")
     parser.add_argument("--write", action="store_true", help="put the table into docs/results.md")
     parser.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -271,7 +290,10 @@ def main() -> None:
         name, way, batch = arguments.memory_of
         print(json.dumps(peak(STAGES[name], way, arguments.shape, int(batch))))
         return
-    report = measure(arguments.shape, arguments.stages, arguments.batch, arguments.rounds)
+    kept = rows_of(arguments.output, arguments.shape, arguments.rounds)
+    report = measure(
+        arguments.shape, arguments.stages, arguments.batch, arguments.rounds, kept, not arguments.no_memory
+    )
     report["command"] = " ".join(["python -m bench.training", *sys.argv[1:]])
     if arguments.output:
         arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

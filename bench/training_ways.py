@@ -170,8 +170,8 @@ class Student(nn.Module):
         self.tower, self.tokenizer = tower, tokenizer()
 
     def forward(self, texts: list[str], target: Tensor) -> Tensor:
-        states, _ = encode_trimmed(self.tower, self.tokenizer, texts)
-        return distillation_loss(states.float(), target, 0.5)
+        states, lengths = encode_trimmed(self.tower, self.tokenizer, texts)
+        return distillation_loss(states.float(), target, 0.5, lengths=lengths)
 
 
 def our_distillation(models: Models, batch: int) -> Part:

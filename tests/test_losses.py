@@ -37,6 +37,15 @@ def test_distillation_compares_the_first_state_alone_unless_told_otherwise():
     assert distillation_loss(states, target, sequence_weight=0.5).item() == pytest.approx(1 + 0.5 * 11)
 
 
+def test_padding_beyond_the_first_pad_weighs_nothing():
+    states = torch.zeros(2, 4, 4)
+    states[0, 2:] = 100.0  # one token, a pad, and what the longer text made necessary
+    target = torch.ones(2, 4)
+    lengths = torch.tensor([1, 3])
+    assert distillation_loss(states, target, 0.5, lengths=lengths).item() == pytest.approx(1.5)
+    assert distillation_loss(states, target, 0.5).item() > 1000
+
+
 @pytest.mark.parametrize("kind, scale", [("epsilon", 2.0), ("v_prediction", 3.0)])
 def test_min_snr_caps_the_weight_of_the_error_of_x0(kind, scale):
     prediction, target = torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 2.0)

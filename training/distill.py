@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     AltCLIPConfig,
@@ -26,19 +25,19 @@ from transformers import (
 
 from altdiffusion import checkpoints
 from altdiffusion.conditioning import encode_trimmed
-from altdiffusion.languages import LANGUAGES
 from altdiffusion.losses import distillation_loss
 from altdiffusion.model import AltCLIP
 from training.captions import Captions, training_scene
 from training.config import OptimConfig, RunConfig, parse
 from training.data import Opened, open_text, parallel_text
-from training.emoji import centred, load_emoji
+from training.emoji import load_emoji
 from training.export import Made, data_of, finish
 from training.fixed_shapes import in_fixed_shapes
 from training.frozen import store_rounded
 from training.known import texts_of
 from training.loop import Run
 from training.multilingual import SourceConfig
+from training.names import first_states, name_retrieval
 from training.sources import shorten
 from training.stage import run_stage
 from training.streams import check_workers
@@ -193,12 +192,13 @@ class Distillation(nn.Module):
             heads.append(teacher.penultimate(english, device))
         return torch.stack(heads, dim=1)
 
-    def states(self, texts: list[str]) -> list[Tensor]:
-        """(texts, tokens, dim) of each head."""
+    def states(self, texts: list[str]) -> tuple[list[Tensor], Tensor]:
+        """(texts, tokens, dim) of each head, and the tokens of each text."""
         if self.generation_head is None:
-            return [encode_trimmed(self.student, self.tokenizer, texts)[0]]
-        states, before_last = two_states(self.student, self.tokenizer, texts)
-        return [states, self.generation_head(before_last)]
+            states, lengths = encode_trimmed(self.student, self.tokenizer, texts)
+            return [states], lengths
+        states, before_last, lengths = two_states(self.student, self.tokenizer, texts)
+        return [states, self.generation_head(before_last)], lengths
 
     def forward(self, texts: list[str], english: list[str]) -> Tensor:
         losses = []
@@ -208,11 +208,10 @@ class Distillation(nn.Module):
             groups = None
             if self.config.loss == "contrastive":
                 groups = torch.tensor([english.index(text) for text in english], device=self.student.device)
-            states, target = self.states(texts[part]), self.target(english[part])
+            (states, lengths), target = self.states(texts[part]), self.target(english[part])
+            weight, kind = self.config.sequence_weight, self.config.loss
             for head, of_head in enumerate(states):
-                loss = distillation_loss(
-                    of_head.float(), target[:, head], self.config.sequence_weight, self.config.loss, groups
-                )
+                loss = distillation_loss(of_head.float(), target[:, head], weight, kind, groups, lengths)
                 losses.append(loss * len(of_head))
         return torch.stack(losses).sum() / len(texts)
 
@@ -296,7 +295,7 @@ def train(config: DistillConfig) -> None:
     if run.accelerator.is_main_process:
         trained: Any = run.trained()
         export(trained, guide.clip, config)
-        figures = opened.report() if opened else name_retrieval(trained.student, tokenizer)
+        figures = opened.report() if opened else name_retrieval(first_states(trained.student, tokenizer))
         (config.output_dir / "report.json").write_text(json.dumps(figures, indent=1))
         made = Made(
             title="AltCLIP",
@@ -348,28 +347,6 @@ def assemble(student: AltCLIPTextModel, teacher: CLIPModel, change: Tensor | Non
         projection.data = (projection.double() @ torch.linalg.inv(change.double()).T).float()
     altclip.logit_scale.data.copy_(teacher.logit_scale.data)
     return altclip.eval()
-
-
-@torch.no_grad()
-def name_retrieval(student: AltCLIPTextModel, tokenizer) -> dict[str, float]:
-    """R@1 of each language's names among the English ones, by cosine; `unseen` are held-out names."""
-    emoji = load_emoji()
-    captions = Captions(emoji)
-    student.eval()
-
-    def pooled(tag: str) -> Tensor:
-        names = [captions.name(centred(c), tag) for c in emoji.characters]
-        parts = [names[first : first + 256] for first in range(0, len(names), 256)]
-        parts = [encode_trimmed(student, tokenizer, part)[0][:, 0] for part in parts]
-        return F.normalize(torch.cat(parts), dim=-1)
-
-    english, figures, unseen = pooled("en"), {}, []
-    for tag in LANGUAGES:
-        hits = (pooled(tag) @ english.T).argmax(1) == torch.arange(len(english))
-        held = torch.tensor([captions.unseen_name(tag, c) for c in emoji.characters])
-        figures[tag] = hits[~held].float().mean().item()
-        unseen += hits[held].tolist()
-    return figures | {"unseen": sum(unseen) / max(1, len(unseen)), "unseen_names": len(unseen)}
 
 
 def main() -> None:

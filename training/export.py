@@ -106,7 +106,7 @@ def upload(folder: Path, name: str | None, message: str) -> None:
 
 def card(config: StageConfig, made: Made) -> ModelCard:
     bases = {role: base for role, base in made.bases.items() if base is not None}
-    tags = [tag for tag in made.languages if tag in LANGUAGES]
+    tags = [tag for tag in made.languages if tag in LANGUAGES or len(tag) in (2, 3)]  # or one that was added
     terms = config.run.licence or common_licence(list(bases.values()))
     named = [str(base) for base in bases.values() if on_hub(base)]
     head = ModelCardData(
@@ -130,7 +130,7 @@ def body(
         "",
         *(f"- **{role[:1].upper()}{role[1:]}:** {cards.name_of(base)}" for role, base in bases.items()),
         f"- **Data:** {made.data}",
-        f"- **Languages:** {', '.join(LANGUAGES[tag].name for tag in tags) or 'not stated'}",
+        f"- **Languages:** {named_languages(tags) or 'not stated'}",
         f"- **Training:** {run.max_train_steps} steps of {run.batch_size} samples, learning rate "
         f"{optim.learning_rate:g}, seed {run.seed}, {run.mixed_precision} mixed precision",
         "",
@@ -140,6 +140,10 @@ def body(
         licence_text(terms, bases),
     ]
     return "\n".join(lines) + "\n"
+
+
+def named_languages(tags: Sequence[str]) -> str:
+    return ", ".join(LANGUAGES[tag].name if tag in LANGUAGES else tag for tag in tags)
 
 
 def table(made: Made) -> list[str]:

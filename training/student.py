@@ -93,8 +93,9 @@ def still(student: AltCLIPTextModel) -> None:
             vars(module)["attention_dropout"] = 0.0
 
 
-def two_states(student: AltCLIPTextModel, tokenizer: Any, texts: list[str]) -> tuple[Tensor, Tensor]:
-    """The projected states, and what m18's head takes: those before the last layer, normed by the tower.
+def two_states(student: AltCLIPTextModel, tokenizer: Any, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+    """The projected states; what m18's head takes, those before the last layer, normed by the tower; and the
+    tokens of each text.
 
     As many rows as the longest text has, and one pad row.
     """
@@ -104,4 +105,5 @@ def two_states(student: AltCLIPTextModel, tokenizer: Any, texts: list[str]) -> t
         {"input_ids": rows}, padding="max_length", max_length=width, return_tensors="pt"
     ).to(student.device)
     output = student(inputs.input_ids, attention_mask=inputs.attention_mask, output_hidden_states=True)
-    return output.last_hidden_state, student.pre_LN(output.hidden_states[-2])
+    lengths = torch.tensor([len(row) for row in rows], device=student.device)
+    return output.last_hidden_state, student.pre_LN(output.hidden_states[-2]), lengths

@@ -4,6 +4,7 @@ import json
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
@@ -16,21 +17,7 @@ def train_xlmr_tokenizer(lines: Iterable[str], size: int, max_length: int = 77) 
 
     Unlike XLM-R's it folds case (`nmt_nfkc_cf`): a small model has no words to spare for capitals.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
-            model_prefix=f"{folder}/unigram",
-            model_type="unigram",
-            vocab_size=size - 2,  # <pad> and <mask> are ours
-            character_coverage=0.9999,
-            normalization_rule_name="nmt_nfkc_cf",
-            hard_vocab_limit=False,
-            num_threads=1,
-            minloglevel=2,
-        )
-        # protobuf makes the class as the module is imported, where a type checker does not look
-        model = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
-        model.ParseFromString(Path(folder, "unigram.model").read_bytes())
+    model = learn_unigram(lines, size - 2, "nmt_nfkc_cf")  # <pad> and <mask> are ours
     pieces = [(p.piece, p.score) for p in model.pieces if p.type == p.NORMAL]
     special = [(name, 0.0) for name in ("<s>", "<pad>", "</s>", "<unk>")]
     return XLMRobertaTokenizer(
@@ -38,6 +25,26 @@ def train_xlmr_tokenizer(lines: Iterable[str], size: int, max_length: int = 77) 
         _spm_precompiled_charsmap=model.normalizer_spec.precompiled_charsmap,
         model_max_length=max_length,
     )
+
+
+def learn_unigram(lines: Iterable[str], size: int, normalization: str) -> Any:
+    """sentencepiece's own description of a unigram model of up to `size` pieces, learnt from `lines`."""
+    with tempfile.TemporaryDirectory() as folder:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_prefix=f"{folder}/unigram",
+            model_type="unigram",
+            vocab_size=size,
+            character_coverage=0.9999,
+            normalization_rule_name=normalization,
+            hard_vocab_limit=False,
+            num_threads=1,
+            minloglevel=2,
+        )
+        # protobuf makes the class as the module is imported, where a type checker does not look
+        model = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
+        model.ParseFromString(Path(folder, "unigram.model").read_bytes())
+    return model
 
 
 def train_clip_tokenizer(lines: Iterable[str], size: int, max_length: int = 77) -> CLIPTokenizer:

@@ -137,3 +137,13 @@ def test_our_way_is_the_last_of_every_stage():
     assert all(
         isinstance(stage, Stage) and list(stage.ways)[-1].startswith("ours") for stage in STAGES.values()
     )
+
+
+def test_what_a_report_holds_already_is_kept(tmp_path):
+    file = tmp_path / "report.json"
+    assert training.rows_of(file, "published", 3) == []
+    file.write_text(json.dumps(report()))
+    rows = training.rows_of(file, "published", 3)
+    assert rows == report()["rows"] and training.rows_of(file, "published", 2) == []
+    again = training.measure("published", ["concept alignment"], [8], 3, rows)
+    assert again["rows"] == report()["rows"]

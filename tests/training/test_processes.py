@@ -20,10 +20,9 @@ from training.config import save
 STEPS = 3
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-#: The mean over all tokens counts the padding, which is another one where a batch is shared out.
-MORE = {"distill": "--sequence-weight 0"}
 #: Adam moves a weight by this much a step however small its gradient is, and so rounding too.
 LEARNING_RATE = 1e-4
+MORE = f"--optim.schedule constant --optim.learning-rate {LEARNING_RATE}"
 #: fully_shard takes no single numbers, and CLIP's `logit_scale` is one.
 SHARDED = ("autoencoder", "distill", "kv", "unet", "lora", "adapter")
 
@@ -45,7 +44,7 @@ def one(stages, tmp_path_factory):
     def folder(name: str) -> Path:
         if name not in runs:
             runs[name] = tmp_path_factory.mktemp(f"one-{name}")
-            stages[name].train(stages[name].parsed(runs[name], STEPS, more(name)))
+            stages[name].train(stages[name].parsed(runs[name], STEPS, MORE))
         return runs[name]
 
     return folder
@@ -56,15 +55,11 @@ def together(stages: dict[str, Stage], folder: Path, names, *options: str, steps
     folder.mkdir(exist_ok=True)
     arguments = []
     for name in names:
-        save(stages[name].parsed(folder / name, steps, more(name)), folder / f"{name}.yaml")
+        save(stages[name].parsed(folder / name, steps, MORE), folder / f"{name}.yaml")
         arguments.append(f"{stages[name].module}={folder / name}.yaml")
     command = [*LAUNCH, "-m", "tests.training.together", *options, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=800)
     assert done.returncode == 0, done.stderr[-3000:]
-
-
-def more(name: str) -> str:
-    return f"--optim.schedule constant --optim.learning-rate {LEARNING_RATE} {MORE.get(name, '')}"
 
 
 def assert_same(one: Path, other: Path, tolerance: float) -> None:
@@ -84,7 +79,7 @@ def assert_same(one: Path, other: Path, tolerance: float) -> None:
 
 @pytest.mark.parametrize("name", ["distill", "kv", "unet", "lora", "contrast", "adapter"])
 def test_accumulated_passes_are_one_big_batch(stages, one, tmp_path, name):
-    passes = f"{more(name)} --run.gradient-accumulation-steps 4"
+    passes = f"{MORE} --run.gradient-accumulation-steps 4"
     stages[name].train(stages[name].parsed(tmp_path, STEPS, passes))
     assert_same(one(name), tmp_path, 1e-6)
 

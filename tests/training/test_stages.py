@@ -81,7 +81,7 @@ def test_an_altclip_keeps_the_teachers_image_tower(chain):
 
 def test_concept_alignment_moves_keys_and_values_alone(chain):
     config = text_config(
-        chain, "aligned", 3, "--unet", str(chain / "english/model/unet"), "--trainable", "kv"
+        chain, "aligned", 10, "--unet", str(chain / "english/model/unet"), "--trainable", "kv"
     )
     text_to_image.train(config)
     before = UNet2DConditionModel.from_pretrained(chain / "english/model/unet")
