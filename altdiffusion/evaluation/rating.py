@@ -187,8 +187,11 @@ def _key(first: Path, second: Path, count: int) -> Key:
     if not chosen:
         raise BadRequest("paths: the two folders have no TAG/NUMBER.png in common; allowed two of `evaluate`")
     lot.shuffle(chosen)
+    sides: list[Model] = ["a", "b"] * ((len(chosen) + 1) // 2)  # each model as often on the left
+    lot.shuffle(sides)
     pairs = tuple(
-        Pair(f"{number:05}", *one, left=lot.choice(("a", "b"))) for number, one in enumerate(chosen)
+        Pair(f"{number:05}", *one, left=side)
+        for number, (one, side) in enumerate(zip(chosen, sides, strict=False))
     )
     drawn_by: dict[Model, str] = {"a": ", ".join(sorted(models["a"])), "b": ", ".join(sorted(models["b"]))}
     page = hashlib.sha256(repr((drawn_by, pairs)).encode()).hexdigest()[:16]
@@ -196,7 +199,8 @@ def _key(first: Path, second: Path, count: int) -> Key:
 
 
 def _drawn_by(made: Provenance) -> str:
-    return f"{made.model or 'a model without a name'} ({(made.fingerprint or 'no fingerprint')[:12]})"
+    name, fingerprint = made.model or "a model without a name", (made.fingerprint or "no fingerprint")[:12]
+    return f"{name} ({fingerprint}), {made.steps} steps, guidance {made.guidance_scale}"
 
 
 def _page(key: Key) -> str:

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,15 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
         for tag, text in TEXTS.items():
             (tmp_path / model / tag).mkdir(parents=True)
             for n in range(numbers):
-                made = Provenance(prompt=text, seed=n, language=tag, model=model, fingerprint=model * 9)
+                made = Provenance(
+                    prompt=text,
+                    seed=n,
+                    steps=20,
+                    guidance_scale=3.0,
+                    language=tag,
+                    model=model,
+                    fingerprint=model * 9,
+                )
                 save_png(Image.new("RGB", (8, 8), colour), tmp_path / model / tag / f"{n:05}.png", made)
         Image.new("RGB", (9, 9)).save(tmp_path / model / "grid.png")
         found.append(tmp_path / model)
@@ -61,7 +71,7 @@ def test_a_page_shows_the_pairs_without_the_models_names_or_a_network(folders, t
     assert data["page"] == key["page"] and len(data["pairs"]) == 4
     assert {pair["prompt"] for pair in data["pairs"]} == set(TEXTS.values())
     assert {pair["direction"] for pair in data["pairs"] if pair["language"] == "ar"} == {"rtl"}
-    assert {pair["left"] for pair in key["pairs"]} <= {"a", "b"} and '"left"' not in found[1]
+    assert sorted(pair["left"] for pair in key["pairs"]) == ["a", "a", "b", "b"] and '"left"' not in found[1]
     colours = {"a": (255, 0, 0), "b": (0, 0, 255)}
     for pair in key["pairs"]:
         for side in ("left", "right"):
@@ -70,6 +80,50 @@ def test_a_page_shows_the_pairs_without_the_models_names_or_a_network(folders, t
             assert open_image(file).getpixel((0, 0)) == colours[model]
             assert b"first" not in file.read_bytes() and b"second" not in file.read_bytes()
     assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+#: Answers by key and by click, goes back, runs past the end, types where keys mean letters, and saves.
+DRIVER = """<script>
+const press = (key, where = document) =>
+  where.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
+["ArrowRight", "ArrowLeft", "ArrowUp", "ArrowDown"].forEach(key => press(key));
+at("left").click();
+at("right").click();
+press("ArrowLeft");
+at("rater").value = "Zoë / 1";
+at("rater").dispatchEvent(new Event("input"));
+press("ArrowUp", at("rater"));
+HTMLAnchorElement.prototype.click = function () {
+  fetch(this.href).then(file => file.text()).then(text => {
+    document.body.insertAdjacentHTML("beforeend", "<pre id=saved></pre><p id=name></p>");
+    at("saved").textContent = text;
+    at("name").textContent = this.download;
+  });
+};
+at("save").click();
+</script>"""
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_a_browser_shows_the_page_and_saves_the_answers(folders, tmp_path: Path):
+    page = rating.make(*folders, tmp_path / "rate", 20)
+    with page.open("a", encoding="utf-8") as stream:
+        stream.write(DRIVER)
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=4000", "--dump-dom"]
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    done = subprocess.run(
+        ["chromium", *flags, profile, page.as_uri()], capture_output=True, encoding="utf-8", timeout=120
+    )
+    saved = re.search(r'<pre id="saved">(.*?)</pre><p id="name">(.*?)</p>', done.stdout, re.DOTALL)
+    assert saved is not None, done.stderr
+    assert saved[2] == "ratings-Zoë-1.json"
+    file = tmp_path / "1.json"
+    file.write_text(saved[1], encoding="utf-8")
+    content = json.loads(saved[1])
+    assert content["rater"] == "Zoë / 1"
+    assert content["answers"] == {"00000": "right", "00001": "same", "00002": "left", "00003": "right"}
+    assert rating.read(tmp_path / "rate", [file]).rows[-1].answers == 4
+    assert "That was the last one" in done.stdout and not re.search(r'id="done" hidden', done.stdout)
 
 
 def test_the_number_of_pairs_is_of_each_language(folders, tmp_path: Path):
@@ -96,7 +150,7 @@ def test_results_are_counted_by_model_whatever_the_side(folders, tmp_path: Path)
     # of each pair in en one of three couples of raters agrees, of each in ar none of one
     assert report.agreement == pytest.approx(2 / (2 * 3 + 2 * 1))
     assert "| all | 4 | 10 | 4 | 4 | 2 | 45.8 |" in report.to_markdown()
-    assert "A: first (firstfirstfi)" in report.to_markdown()
+    assert "A: first (firstfirstfi), 20 steps, guidance 3.0\n" in report.to_markdown()
 
 
 @pytest.mark.parametrize(
