@@ -118,10 +118,12 @@ def _sets(root: Path, wanted: Sequence[str], count: int | None) -> "list[Paralle
     for one in evaluating.find_data(root, "generation"):
         by_name.setdefault(one.name, {}).update(dict.fromkeys(one.languages, one))
     sets = []
-    for found in by_name.values():
+    for name, found in by_name.items():
         tags = list(dict.fromkeys(wanted)) or [tag for tag in LANGUAGES if tag in found]
         if tags and all(tag in found for tag in tags):
             sets.append(parallel(found, tags, count))
+        elif len(by_name) > 1:
+            note(f"{name} is left out: it has {', '.join(sorted(found))}")
     if not sets:
         spoken = "; ".join(f"{name}: {', '.join(sorted(found))}" for name, found in by_name.items())
         raise BadRequest(

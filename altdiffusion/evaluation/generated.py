@@ -18,7 +18,7 @@ from altdiffusion.evaluation.metrics import Score
 from altdiffusion.evaluation.tasks import Features
 from altdiffusion.generation import complete, generate
 from altdiffusion.images import ImageError, read_provenance, save_png
-from altdiffusion.requests import BadRequest, GenerateRequest
+from altdiffusion.requests import BadRequest, GenerateRequest, shorten
 
 OnStep = Callable[[int, int], None] | None
 
@@ -53,27 +53,32 @@ def parallel(found: Mapping[str, Found], wanted: Sequence[str], count: int | Non
     """The first `count` pictures with a caption in all of `wanted`, and in English where there is any."""
     tags = [*wanted, *(["en"] if "en" in found and "en" not in wanted else [])]
     read: dict[str, Captioned] = {tag: found[tag].read(tag) for tag in tags}
-    captions = {
-        tag: {
-            Path(picture.name).name: texts[0]
-            for picture, texts in zip(data.pictures, data.captions, strict=True)
-        }
+    names = _names(read)
+    first = {
+        tag: {name: texts[0] for name, texts in zip(names[tag], data.captions, strict=True)}
         for tag, data in read.items()
     }
-    kept = [
-        picture
-        for picture in read[wanted[0]].pictures
-        if all(Path(picture.name).name in by_name for by_name in captions.values())
+    shared = [
+        (name, picture)
+        for name, picture in zip(names[wanted[0]], read[wanted[0]].pictures, strict=True)
+        if all(name in captions for captions in first.values())
     ][:count]
-    name = found[wanted[0]].name
-    if len(kept) < 2:
+    data_set = found[wanted[0]].name
+    if len(shared) < 2:
+        spoken = ", ".join(tags)
         raise BadRequest(
-            f"data: {name} has {len(kept)} pictures with a caption in {', '.join(tags)}; allowed 2"
+            f"data: {data_set} has {len(shared)} pictures with captions in {spoken}; allowed 2 or more"
         )
-    chosen = {
-        tag: tuple(by_name[Path(picture.name).name] for picture in kept) for tag, by_name in captions.items()
-    }
-    return Parallel(name, tuple(kept), {tag: chosen[tag] for tag in wanted}, chosen.get("en"))
+    chosen = {tag: tuple(captions[name] for name, _ in shared) for tag, captions in first.items()}
+    pictures = tuple(picture for _, picture in shared)
+    return Parallel(data_set, pictures, {tag: chosen[tag] for tag in wanted}, chosen.get("en"))
+
+
+def _names(read: Mapping[str, Captioned]) -> dict[str, list[str]]:
+    """What each language calls its pictures: without folders, which not all owners write, if that will do."""
+    full = {tag: [picture.name for picture in data.pictures] for tag, data in read.items()}
+    short = {tag: [Path(name).name for name in names] for tag, names in full.items()}
+    return short if all(len(set(names)) == len(names) for names in short.values()) else full
 
 
 def requests(data: Parallel, tag: str, settings: Mapping[str, str]) -> list[GenerateRequest]:
@@ -94,7 +99,11 @@ def draw(
         file = folder / f"{number:05}.png"
         if not _is_drawn(file, complete(request, pipeline.generation_defaults), pipeline.fingerprint):
             (made,) = generate(pipeline, request, part(number))
-            save_png(made.image, file, made.provenance, overwrite=True)
+            try:
+                save_png(made.image, file, made.provenance, overwrite=True)
+            except OSError as error:  # the disk is full, or the folder went away meanwhile
+                name = shorten(str(file))
+                raise BadRequest(f"output: {name} was not saved ({error.strerror or error})") from error
         pictures.append(Picture(file, file.name))
     return tuple(pictures)
 

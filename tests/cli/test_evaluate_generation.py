@@ -1,5 +1,6 @@
 """`altdiffusion evaluate generation`: a tiny model's pictures per language, measured and kept."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -108,3 +109,17 @@ def test_flags_of_generation_are_refused_beside_other_tasks(run: Run, tmp_path: 
     code, out, err = run("evaluate", "retrieval", "--data", "xm3600", "--steps", "3")
     assert (code, out) == (2, "")
     assert err == "steps: '3' beside retrieval; allowed with generation\n"
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_missing_torchmetrics_is_named_before_anything_is_drawn(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda name, *rest: None if name == "torchmetrics" else find_spec(name, *rest),
+    )
+    mini_data.crossmodal3600(tmp_path)
+    code, _, err = run("evaluate", "generation", "--data", "xm3600")
+    assert (code, err) == (2, "task: generation needs torchmetrics (pip install torchmetrics)\n")
