@@ -250,24 +250,52 @@ def classify(
 @_command
 def evaluate(
     task: Positional[
-        Annotated[Literal["retrieval", "zero-shot", "paper"], _flag("TASK", "", "What to measure.")]
+        Annotated[
+            Literal["retrieval", "zero-shot", "generation", "paper"], _flag("TASK", "", "What to measure.")
+        ]
     ],
     *,
     data: Annotated[str, _flag("FOLDER", "", "One data set or several, each in its owners' layout.")],
     languages: Annotated[tuple[str, ...], _flag("TAG", "all in the data", "Which languages.")] = (),
     output: Annotated[str | None, _flag("FILE", "", "Also write the report: .json or .md.", "-o")] = None,
     model: _Model = None,
+    pictures: Annotated[str | None, _flag("N", "all", "generation: draw so many in each language.")] = None,
+    encoder: Annotated[str | None, _flag("MODEL", _OWN, "generation: the AltCLIP that measures.")] = None,
+    steps: Annotated[str | None, _flag("N", _OWN, "generation: as in generate.")] = None,
+    guidance_scale: Annotated[str | None, _flag("F", _OWN, "generation: as in generate.")] = None,
     as_json: _Json = False,
 ) -> None:
     """Measure a model on local copies of published data sets, beside the published figures.
 
     retrieval: recall in both directions and MR. zero-shot: top-1, top-5 and mean per-class recall. paper: all
     that the AltCLIP paper reports and whose data is there; what is missing is listed with who gives it out.
+    generation: pictures drawn from the captions, with the same seeds in every language, kept by the report.
     With -o an interrupted run goes on where it was. The layouts are in docs/evaluation.md.
     """
-    from altdiffusion.evaluating import evaluate
+    from altdiffusion.generating import evaluate
 
-    evaluate(task, data=data, languages=languages, output=output, model=model, as_json=as_json)
+    drawing = {"pictures": pictures, "encoder": encoder, "steps": steps, "guidance_scale": guidance_scale}
+    common = {"data": data, "languages": languages, "output": output, "model": model, "as_json": as_json}
+    evaluate(task, drawing, **common)
+
+
+@_command
+def rate(
+    what: Positional[Annotated[Literal["page", "results"], _flag("page|results", "", "Make or read.")]],
+    paths: Positional[Annotated[tuple[str, ...], _flag("PATH", "", "What is made or read of.")]],
+    *,
+    output: Annotated[str | None, _flag("FOLDER", "", "page: a new folder.", "-o")] = None,
+    pictures: Annotated[str, _flag("N", "20", "page: so many pairs in each language.")] = "20",
+    as_json: _Json = False,
+) -> None:
+    """Let people compare the pictures of two models, side by side and without their names.
+
+    page A B -o FOLDER: from the pictures of two `evaluate generation` on the same data. FOLDER/page works in
+    any browser without a network and gives each rater a file. results FOLDER FILE…: what the answers come to.
+    """
+    from altdiffusion.generating import rate
+
+    rate(what, paths, output=output, pictures=pictures, as_json=as_json)
 
 
 def _check_embed_output(format_: str, output: str | None) -> None:

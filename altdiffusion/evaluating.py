@@ -16,6 +16,7 @@ from altdiffusion.terminal import note
 
 if TYPE_CHECKING:
     from altdiffusion.evaluation.datasets import Found
+    from altdiffusion.evaluation.generated_report import GenerationReport
     from altdiffusion.evaluation.reports import Report
 
 
@@ -23,11 +24,11 @@ def evaluate(
     task: str, *, data: str, languages: Sequence[str], output: str | None, model: str | None, as_json: bool
 ) -> None:
     """Finds the data, then runs set by set and language by language, then writes the report."""
-    root, report_file = Path(data), _report_file(output)
+    root, report_file = Path(data), new_report(output)
     if not root.is_dir():
         raise BadRequest(f"data: {shorten(data)} is no folder; allowed the folder of one or more data sets")
     wanted = [part for tags in languages for part in tags.split(",") if part]
-    found = _found(root, task)
+    found = find_data(root, task)
     pairs = _pairs(found, wanted, task)
     from altdiffusion.checkpoints import resolve
 
@@ -42,18 +43,18 @@ def evaluate(
     for one, tag in pairs:
         note(f"{one.name}, {tag}")
         outcomes.append(run(one, tag, features))
-    report = _report(outcomes, task, found, _made(task, data, wanted, model, clip))
+    report = _report(outcomes, task, found, provenance(task, data, wanted, model, clip))
     if report_file is not None:
-        _write(report, report_file)
+        write_report(report, report_file)
         shutil.rmtree(report_file.with_name(f"{report_file.name}.parts"))
     text = json.dumps(report.to_dict(), ensure_ascii=False) if as_json else report.to_markdown().rstrip()
     print(text)
 
 
-def _found(root: Path, task: str) -> "list[Found]":
+def find_data(root: Path, task: str) -> "list[Found]":
     from altdiffusion.evaluation import captioned, datasets, labelled
 
-    kind = {"retrieval": "retrieval", "zero-shot": "zero-shot"}.get(task)
+    kind = {"generation": "retrieval", "retrieval": "retrieval", "zero-shot": "zero-shot"}.get(task)
     found = datasets.find(root, [*captioned.READERS, *labelled.READERS], kind)  # pyright: ignore[reportArgumentType]
     if not found and task == "zero-shot":
         found = labelled.plain_tree(root)
@@ -96,7 +97,7 @@ def _report(outcomes: list, task: str, found: "list[Found]", made: dict) -> "Rep
     return Report(tuple(outcomes), made, missing)
 
 
-def _made(task: str, data: str, wanted: Sequence[str], model: str | None, clip) -> dict:
+def provenance(task: str, data: str, wanted: Sequence[str], model: str | None, clip) -> dict:
     from importlib.metadata import version
 
     words = ["altdiffusion", "evaluate", task, "--data", data]
@@ -116,7 +117,7 @@ def _made(task: str, data: str, wanted: Sequence[str], model: str | None, clip) 
     }
 
 
-def _report_file(output: str | None) -> Path | None:
+def new_report(output: str | None) -> Path | None:
     if output is None:
         return None
     file = Path(output)
@@ -128,7 +129,7 @@ def _report_file(output: str | None) -> Path | None:
     return file
 
 
-def _write(report: "Report", file: Path) -> None:
+def write_report(report: "Report | GenerationReport", file: Path) -> None:
     """Aside and renamed: a report that is there is whole."""
     text = report.to_markdown()
     if file.suffix == ".json":

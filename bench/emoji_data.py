@@ -1,11 +1,13 @@
 """Writes emoji data sets for `altdiffusion evaluate`, the same scenes that bench.quality measures.
 
-    python -m bench.emoji_data FOLDER                 1,000 held-out scenes and 1,364 classes, 18 languages
+    python -m bench.emoji_data FOLDER                 scenes, classes and names in 18 languages
     altdiffusion evaluate retrieval --data FOLDER/scenes -o scenes.json
     altdiffusion evaluate zero-shot --data FOLDER/classes -o classes.json
+    altdiffusion evaluate generation --data FOLDER/names --pictures 200 -o names.md
 
-The scenes are in CLIP_benchmark's annotation JSON; the classes are a folder each, with their names and the
-bare name as the only template.
+The 1,000 held-out scenes are in CLIP_benchmark's annotation JSON, and so are the emoji that the bundled model
+draws, each with its name. The 1,364 classes are a folder each, with their names and the bare name as the only
+template.
 """
 
 import argparse
@@ -13,9 +15,9 @@ import json
 from pathlib import Path
 
 from altdiffusion.languages import LANGUAGES
-from bench.quality import held_out_scenes
+from bench.quality import covered, held_out_scenes, sample
 from training.captions import Captions
-from training.emoji import draw, load_emoji, random_scene
+from training.emoji import centred, draw, load_emoji, random_scene
 
 
 def write_scenes(folder: Path, number: int) -> None:
@@ -28,6 +30,18 @@ def write_scenes(folder: Path, number: int) -> None:
     for tag in LANGUAGES:
         texts = [captions.name(scene, tag) for scene in scenes]
         write_json(folder / f"scenes-{tag}.json", {"image_paths": names, "annotations": texts})
+
+
+def write_names(folder: Path, number: int) -> None:
+    """Emoji by themselves, in the order in which bench.quality draws them from their names."""
+    (folder / "images").mkdir(parents=True)
+    characters, captions = sample(covered(None), number), Captions(load_emoji())
+    names = [f"{n:04}.png" for n in range(len(characters))]
+    for name, character in zip(names, characters, strict=True):
+        draw(centred(character), 64).save(folder / "images" / name)
+    for tag in LANGUAGES:
+        texts = [captions.name(centred(character), tag) for character in characters]
+        write_json(folder / f"names-{tag}.json", {"image_paths": names, "annotations": texts})
 
 
 def write_classes(folder: Path) -> None:
@@ -58,6 +72,7 @@ def main() -> None:
     arguments = parser.parse_args()
     write_scenes(arguments.folder / "scenes", arguments.scenes)
     write_classes(arguments.folder / "classes")
+    write_names(arguments.folder / "names", len(covered(None)))
 
 
 if __name__ == "__main__":

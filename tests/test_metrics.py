@@ -107,6 +107,34 @@ def test_clip_similarity_is_the_cosine_of_each_pair():
     assert_close(metrics.clip_similarity(unit, -unit), -torch.ones(4))
 
 
+def test_the_interval_of_a_mean_is_the_normal_one():
+    score = metrics.mean_score(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    half = 1.959964 * (5 / 3 / 4) ** 0.5
+    assert (score.value, score.low, score.high) == pytest.approx((2.5, 2.5 - half, 2.5 + half), rel=1e-5)
+
+
+def test_consistency_is_the_mean_over_all_pairs_of_languages():
+    random = torch.Generator().manual_seed(0)
+    features = F.normalize(torch.randn(3, 4, 8, generator=random), dim=-1)
+    for language in range(3):
+        others = [other for other in range(3) if other != language]
+        for item in range(4):
+            cosines = [float(features[language, item] @ features[other, item]) for other in others]
+            assert metrics.consistency(features)[language, item].item() == pytest.approx(
+                sum(cosines) / 2, abs=1e-6
+            )
+        cosines = [
+            float(features[language, item] @ features[other, another])
+            for other in others
+            for item in range(4)
+            for another in range(4)
+            if item != another
+        ]
+        assert metrics.consistency_by_chance(features)[language].item() == pytest.approx(
+            sum(cosines) / len(cosines), abs=1e-6
+        )
+
+
 def test_the_frechet_distance_of_shifted_features_is_the_square_of_the_shift():
     pytest.importorskip("torchmetrics")
     real = torch.randn(500, 6, generator=torch.Generator().manual_seed(0))

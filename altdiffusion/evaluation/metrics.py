@@ -97,7 +97,7 @@ def retrieval_scores(
     return {**scores, "MR": Score(mean, low, high)}
 
 
-def proportion(hits: int, of: int) -> Score:
+def proportion(hits: int | float, of: int) -> Score:
     """A share with Wilson's score interval, which holds for few trials and near 0 and 1 as well."""
     share, z2 = hits / of, _NORMAL_95**2
     middle = (share + z2 / (2 * of)) / (1 + z2 / of)
@@ -137,6 +137,27 @@ def clip_similarity(
 ) -> Float[Tensor, " pairs"]:
     """Cosine of each picture with its text, from unit features."""
     return (images * texts).sum(dim=1)
+
+
+def mean_score(values: Float[Tensor, " items"]) -> Score:
+    """The mean with the normal interval, for two items and more."""
+    half = _NORMAL_95 * (values.double().var() / len(values)).sqrt().item()
+    mean = values.double().mean().item()
+    return Score(mean, mean - half, mean + half)
+
+
+def consistency(features: Float[Tensor, "languages items dim"]) -> Float[Tensor, "languages items"]:
+    """The mean cosine of each unit feature with those of the same item in the other languages."""
+    others = features.sum(dim=0) - features
+    return (features * others).sum(dim=-1) / (len(features) - 1)
+
+
+def consistency_by_chance(features: Float[Tensor, "languages items dim"]) -> Float[Tensor, " languages"]:
+    """The mean cosine of a language's features with those of other items in the other languages."""
+    languages, items, _ = features.shape
+    sums = features.sum(dim=1)
+    all_pairs = (sums * (sums.sum(dim=0) - sums)).sum(dim=-1) / (languages - 1)
+    return (all_pairs - consistency(features).sum(dim=1)) / (items * (items - 1))
 
 
 def frechet_distance(real: Float[Tensor, "real dim"], drawn: Float[Tensor, "drawn dim"]) -> float:

@@ -60,7 +60,7 @@ class Report:
             blocks += ["## Not here", "\n".join(f"- {name}: {where}" for name, where in self.missing.items())]
         blocks += [
             "## Made with",
-            "\n".join(f"- {name}: {_plain(value)}" for name, value in self.made.items()),
+            "\n".join(f"- {name}: {plain(value)}" for name, value in self.made.items()),
         ]
         return "\n\n".join(blocks) + "\n"
 
@@ -124,7 +124,7 @@ def _notes(outcomes: Sequence[Outcome]) -> str:
     return "\n".join(notes)
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {item}" for name, item in value.items())
     return str(value)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from altdiffusion.evaluation import captioned
+from altdiffusion.evaluation import captioned, generated
 from altdiffusion.evaluation.datasets import find
 from altdiffusion.evaluation.labelled import plain_tree
 from altdiffusion.evaluation.tasks import Features, run
@@ -28,6 +28,16 @@ def test_retrieval_of_held_out_scenes_is_what_the_bench_measures(clip, tmp_path)
         scores = {name: score.value for name, score in run(found, tag, features).scores.items()}
         assert scores == pytest.approx(table[tag], abs=1e-6), tag
     assert table["en"]["MR"] > 0.7
+
+
+def test_names_are_captions_that_the_model_tells_apart(clip, tmp_path):
+    emoji_data.write_names(tmp_path, 12)
+    (found,) = find(tmp_path, captioned.READERS)
+    assert set(found.languages) == set(LANGUAGES)
+    data = generated.parallel(dict.fromkeys(found.languages, found), ["en", "zh"], None)
+    assert len(data.pictures) == 12
+    for tag in ("en", "zh"):
+        assert run(found, tag, Features(clip)).scores["t2i@1"].value > 0.9, tag
 
 
 @pytest.mark.slow
