@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from altdiffusion.model import AltCLIP
     from altdiffusion.pipelines import AltDiffusionImg2ImgPipeline, AltDiffusionPipeline
     from altdiffusion.requests import GenerateRequest, Provenance
+    from altdiffusion.retrieval import Hit, ImageIndex, Report, Where
 
 _HOMES = {
     "AltCLIP": "model",
@@ -47,10 +48,14 @@ _HOMES = {
     "AltDiffusionPAGPipeline": "guided",
     "AltDiffusionPipeline": "pipelines",
     "GenerateRequest": "requests",
+    "Hit": "retrieval",
+    "ImageIndex": "retrieval",
     "LANGUAGES": "languages",
     "Language": "languages",
     "Picture": "generation",
     "Provenance": "requests",
+    "Report": "retrieval",
+    "Where": "retrieval",
     "generate": "generation",
     "open_image": "images",
     "read_provenance": "images",
@@ -73,9 +78,13 @@ __all__ = [
     "AltDiffusionPAGPipeline",
     "AltDiffusionPipeline",
     "GenerateRequest",
+    "Hit",
+    "ImageIndex",
     "Language",
     "Picture",
     "Provenance",
+    "Report",
+    "Where",
     "generate",
     "open_image",
     "read_provenance",

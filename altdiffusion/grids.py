@@ -3,7 +3,7 @@
 import contextlib
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from PIL import Image, ImageDraw, ImageFont, features
 
@@ -76,11 +76,21 @@ def _font(spoken: Language, size: int) -> ImageFont.FreeTypeFont | None:
     """A font of this machine for the language's own name; scripts that join need Pillow's raqm as well."""
     if spoken.tag in ("ar", "hi") and not features.check("raqm"):
         return None
-    for name in (*_FONTS.get(spoken.tag, ()), *_ANY_FONTS):
+    return _first_that_draws((*_FONTS.get(spoken.tag, ()), *_ANY_FONTS), spoken.endonym, size)
+
+
+def font_for(text: str, size: int) -> ImageFont.FreeTypeFont | None:
+    """A font of this machine that has every character of a text."""
+    names = dict.fromkeys([*_ANY_FONTS, *(name for names in _FONTS.values() for name in names)])
+    return _first_that_draws(names, text, size)
+
+
+def _first_that_draws(names: Iterable[str], text: str, size: int) -> ImageFont.FreeTypeFont | None:
+    for name in names:
         with contextlib.suppress(OSError):
             font = ImageFont.truetype(name, size)
             blank = _glyph(font, "\U0010ffff")
-            if all(_glyph(font, letter) != blank for letter in spoken.endonym.replace(" ", "")):
+            if all(_glyph(font, letter) != blank for letter in text.replace(" ", "")):
                 return font
     return None
 
