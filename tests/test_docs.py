@@ -1,4 +1,6 @@
-"""The blocks of docs/pipelines.md run as they stand, on the tiny model and small files."""
+"""The blocks of docs/pipelines.md and docs/search.md run as they stand, on small models and files."""
+
+import shlex
 
 import peft
 import pytest
@@ -7,6 +9,7 @@ from peft.utils import get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import save_file
 
+from altdiffusion.cli import main
 from tests.fakes import tiny_controlnet, tiny_stock_pipeline
 from tests.test_readme import ROOT, blocks
 
@@ -33,3 +36,17 @@ def test_the_page_on_pipelines_is_right(shared_folder, tmp_path, monkeypatch):
     assert len(names["batch"]) == 3
     assert len(names["frames"]) == 4
     assert names["windows"].shape[1] in range(154, 770, 77)
+
+
+@pytest.mark.weights
+def test_the_page_on_search_is_right(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    for name in ("red", "green", "blue"):
+        Image.new("RGB", (64, 64), name).save(f"pictures/{name}.png")
+    for code in blocks("python", ROOT / "docs/search.md"):
+        exec(compile(code, "docs/search.md", "exec"), names := {})
+    assert len(names["again"]) == 3
+    for line in blocks("sh", ROOT / "docs/search.md")[0].splitlines():
+        assert main(shlex.split(line)[1:]) == 0
+    assert (tmp_path / "found.png").is_file()

@@ -83,7 +83,7 @@ def _arguments(words: tuple[str, ...], fields: Mapping[str, str | None]) -> dict
     return arguments
 
 
-def _number(kind: type, text: str | None, name: str, default: float) -> Any:
+def _number(kind: type, text: str | None, name: str, default: Any) -> Any:
     if text is None:
         return default
     try:

@@ -9,7 +9,7 @@ import numpy as np
 
 from altdiffusion.requests import BadRequest, shorten
 from altdiffusion.retrieval import engines
-from altdiffusion.retrieval.engines import Found, Stages
+from altdiffusion.retrieval.engines import Found
 from altdiffusion.retrieval.pictures import Picture
 from altdiffusion.retrieval.where import Where
 
@@ -54,14 +54,12 @@ class EmbeddedEngine:
         records = self._shard.retrieve(list(ids), with_payload=False, with_vector=True)
         return {str(record.id): np.asarray(record.vector, np.float32) for record in records}
 
-    def search(self, query: np.ndarray, coarse: np.ndarray, limit: int, where: Where) -> list[Found]:
-        only = engines.conditions(self._edge, self._edge.RangeFloat, where)
+    def search(self, query: np.ndarray, limit: int, where: Where) -> list[Found]:
         request = self._edge.QueryRequest(
             limit=limit,
-            query=self._nearest(query),
-            filter=only,
-            params=self._params(exact=True, ignore=True),
-            prefetches=[self._by_signs(coarse, limit, only)] if self.signs else None,
+            query=self._edge.Query.Nearest(query.astype(np.float32).tolist()),
+            filter=engines.conditions(self._edge, self._edge.RangeFloat, where),
+            params=engines.how(self._edge, limit, self.signs),
             with_payload=True,
             with_vector=True,
         )
@@ -90,20 +88,6 @@ class EmbeddedEngine:
         except Exception as error:  # the engine raises nothing more particular
             name = shorten(str(self._folder.parent))
             raise BadRequest(f"index: {name} cannot be written ({shorten(str(error))})") from None
-
-    def _by_signs(self, coarse: np.ndarray, limit: int, only: Any) -> Any:
-        stages = Stages.of(limit)
-        params = self._params(rescore=True, oversampling=stages.oversampling)
-        return self._edge.Prefetch(
-            limit=stages.middle, query=self._nearest(coarse), filter=only, params=params
-        )
-
-    def _nearest(self, vector: np.ndarray) -> Any:
-        return self._edge.Query.Nearest(vector.astype(np.float32).tolist())
-
-    def _params(self, exact: bool = False, **quantization: Any) -> Any:
-        quantized = self._edge.QuantizationSearchParams(**quantization)
-        return self._edge.SearchParams(exact=exact, quantization=quantized)
 
     def _config(self, signs: bool) -> Any:
         """`m=0`: no graph, which takes minutes to build from 100,000 on and finds less than signs do."""

@@ -1,9 +1,7 @@
 """What an index asks of a vector store, in as few words as do; Qdrant answers embedded and as a server.
 
 Scores are dot products. A search says how it is to be done, always: Qdrant's own default for quantised
-vectors loses most of the neighbours without a word. `coarse` is the query for the signs alone, which tell
-more when its kind's mean is taken off; the best by signs are then weighed with the whole vectors, first
-against `coarse`, then against `query` itself.
+vectors loses most of the neighbours without a word.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,8 +15,8 @@ from altdiffusion.retrieval.where import Where
 
 #: Up to here every vector is compared with the query; beyond, signs of one bit choose whom to compare.
 EXACT_UP_TO = 100_000
-_SIGNS = 2000
-_MIDDLE = 400
+#: How many of the best by signs have their whole vectors compared.
+COMPARED = 4000
 
 
 @dataclass(frozen=True)
@@ -28,22 +26,6 @@ class Found:
     picture: Picture
     score: float
     vector: np.ndarray
-
-
-@dataclass(frozen=True)
-class Stages:
-    """How many go on from each stage of a search by signs: from the signs, and then from `coarse`."""
-
-    signs: int
-    middle: int
-
-    @classmethod
-    def of(cls, limit: int) -> "Stages":
-        return cls(signs=max(_SIGNS, 10 * limit), middle=max(_MIDDLE, 4 * limit))
-
-    @property
-    def oversampling(self) -> float:
-        return self.signs / self.middle
 
 
 @runtime_checkable  # for the tests, which check types
@@ -61,7 +43,7 @@ class Engine(Protocol):
 
     def vectors(self, ids: Sequence[str]) -> dict[str, np.ndarray]: ...
 
-    def search(self, query: np.ndarray, coarse: np.ndarray, limit: int, where: Where) -> list[Found]: ...
+    def search(self, query: np.ndarray, limit: int, where: Where) -> list[Found]: ...
 
     def settle(self) -> None:
         """After many changes: makes searches fast, and beyond `EXACT_UP_TO` begins to use signs."""
@@ -72,8 +54,18 @@ class Engine(Protocol):
     def __len__(self) -> int: ...
 
 
+def how(models: Any, limit: int, signs: bool) -> Any:
+    """The parameters of a search for `limit` results; the classes of both engines have the same names."""
+    if not signs:
+        quantization = models.QuantizationSearchParams(ignore=True)
+        return models.SearchParams(exact=True, quantization=quantization)
+    oversampling = max(COMPARED / limit, 10.0)
+    quantization = models.QuantizationSearchParams(rescore=True, oversampling=oversampling)
+    return models.SearchParams(exact=False, quantization=quantization)
+
+
 def conditions(models: Any, range_: Any, where: Where) -> Any | None:
-    """`where` as a filter; the classes of both engines have the same names but for the range's."""
+    """`where` as a filter; only the range's class has a name of its own in each engine."""
     must = []
     if where.path is not None:
         must.append(models.FieldCondition(key="folders", match=models.MatchValue(value=where.path)))

@@ -17,6 +17,7 @@ import numpy as np
 
 from altdiffusion.retrieval.engines import Engine
 from altdiffusion.retrieval.pictures import Entry, LeftOut, Picture, printed, read
+from altdiffusion.retrieval.queries import Frame
 from altdiffusion.retrieval.report import Tally
 
 if TYPE_CHECKING:
@@ -124,10 +125,10 @@ def encode(clip: "AltCLIP", batch: Sequence[Read]) -> dict[str, np.ndarray]:
 
 
 def store(
-    engine: Engine, batch: Sequence[Read], fresh: Mapping[str, np.ndarray], mean: np.ndarray, known: Known
+    engine: Engine, batch: Sequence[Read], fresh: Mapping[str, np.ndarray], frame: Frame, known: Known
 ) -> None:
-    """Stored vectors are less `mean`; those of known content are copied as they lie."""
-    vectors = {digest: vector - mean for digest, vector in fresh.items()}
+    """Vectors of known content are copied as they lie."""
+    vectors = {digest: frame.picture(vector) for digest, vector in fresh.items()}
     twins = {
         one.picture.sha256: known.by_digest[one.picture.sha256].id
         for one in batch

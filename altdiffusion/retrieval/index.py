@@ -1,6 +1,7 @@
 """`ImageIndex`: made from a folder of pictures, kept up to date with it, and searched."""
 
 import dataclasses
+import functools
 import os
 import stat
 import tempfile
@@ -20,6 +21,7 @@ from altdiffusion.retrieval.engines import Engine, Found
 from altdiffusion.retrieval.filling import Known, Progress
 from altdiffusion.retrieval.manifest import Manifest
 from altdiffusion.retrieval.pictures import Entry, Picture, listed, scan
+from altdiffusion.retrieval.queries import Frame
 from altdiffusion.retrieval.report import Report, Tally
 from altdiffusion.retrieval.server import ServerEngine
 from altdiffusion.retrieval.where import ANYWHERE, Where
@@ -156,7 +158,7 @@ class ImageIndex:
                 self._engine = self._start(np.mean(list(fresh.values()), axis=0))
             if self._engine is not None:
                 filling.count(batch.pictures, known, gone_contents, tally)
-                filling.store(self._engine, batch.pictures, fresh, self._image_mean, known)
+                filling.store(self._engine, batch.pictures, fresh, self._frame, known)
             gone += [path for path in batch.none if path in known.by_path]
             if progress is not None:
                 progress(batch.done, len(todo))
@@ -194,12 +196,12 @@ class ImageIndex:
         """
         asked = asking.Asked.checked(text, image, weight, more, less)
         asking.check_search(k, alike)
-        mean = self._image_mean
-        query = queries.compose(asked.parts(self.clip, mean, np.array(self.manifest.text_mean)), mean)
+        made = self.manifest
+        query = self._frame.query(asked.parts(self.clip, np.array(made.image_mean), np.array(made.text_mean)))
         limit = min(4 * k, _LOOKED_AT)
         while True:
             assert self._engine is not None  # `build` returns no index without pictures
-            found = self._engine.search(query.vector, query.coarse, limit, where)
+            found = self._engine.search(query.vector, limit, where)
             groups = self._groups(found, alike)
             if len(groups) >= k or len(found) < limit or limit == _LOOKED_AT:
                 return [self._hit([found[n] for n in group], query.offset) for group in groups[:k]]
@@ -231,9 +233,9 @@ class ImageIndex:
             self._clip = clip
         return self._clip
 
-    @property
-    def _image_mean(self) -> np.ndarray:
-        return np.array(self.manifest.image_mean, np.float32)
+    @functools.cached_property
+    def _frame(self) -> Frame:
+        return Frame(np.array(self.manifest.image_mean), np.array(self.manifest.text_mean))
 
     def _entries(self, root: Path, tally: Tally) -> tuple[list[Entry], list[str]]:
         if not root.is_dir():
@@ -245,7 +247,7 @@ class ImageIndex:
     def _groups(self, found: Sequence[Found], alike: float | None) -> list[list[int]]:
         if not found:
             return []
-        vectors = queries.unit(np.stack([one.vector for one in found]) + self._image_mean)
+        vectors = queries.unit(self._frame.whole(np.stack([one.vector for one in found])))
         return queries.alike(vectors, [one.picture.sha256 for one in found], alike)
 
     def _hit(self, group: Sequence[Found], offset: float) -> Hit:

@@ -27,7 +27,8 @@ class Manifest:
     root: str
     """The folder of the pictures; paths in the index are relative to it."""
     image_mean: list[float]
-    """Taken off every stored vector. Any value gives the same scores; this one makes signs tell most."""
+    """This and `text_mean` are how vectors lie in the engine (queries.Frame): any values give the same
+    scores, these make signs tell most."""
     text_mean: list[float]
     model: str | None = None
     """As `from_pretrained` takes it; None is the bundled one."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from altdiffusion.requests import BadRequest, shorten
 from altdiffusion.retrieval import engines
-from altdiffusion.retrieval.engines import Found, Stages
+from altdiffusion.retrieval.engines import Found
 from altdiffusion.retrieval.pictures import Picture
 from altdiffusion.retrieval.where import Where
 
@@ -61,18 +61,16 @@ class ServerEngine:
         records = self._ask(lambda: self._client.retrieve(self._collection, list(ids), with_vectors=True))
         return {str(record.id): np.asarray(record.vector, np.float32) for record in records}
 
-    def search(self, query: np.ndarray, coarse: np.ndarray, limit: int, where: Where) -> list[Found]:
-        only = engines.conditions(self._models, self._models.Range, where)
+    def search(self, query: np.ndarray, limit: int, where: Where) -> list[Found]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Local mode performs exact")
             response = self._ask(
                 lambda: self._client.query_points(
                     self._collection,
                     query=query.astype(np.float32).tolist(),
-                    query_filter=only,
+                    query_filter=engines.conditions(self._models, self._models.Range, where),
                     limit=limit,
-                    search_params=self._params(exact=True, ignore=True),
-                    prefetch=self._by_signs(coarse, limit, only) if self.signs else None,
+                    search_params=engines.how(self._models, limit, self.signs),
                     with_payload=True,
                     with_vectors=True,
                 )
@@ -113,17 +111,6 @@ class ServerEngine:
                 self._client.create_payload_index(
                     self._collection, field, field_schema=models.PayloadSchemaType(kind)
                 )
-
-    def _by_signs(self, coarse: np.ndarray, limit: int, only: Any) -> Any:
-        stages = Stages.of(limit)
-        params = self._params(rescore=True, oversampling=stages.oversampling)
-        return self._models.Prefetch(
-            query=coarse.astype(np.float32).tolist(), limit=stages.middle, filter=only, params=params
-        )
-
-    def _params(self, exact: bool = False, **quantization: Any) -> Any:
-        quantized = self._models.QuantizationSearchParams(**quantization)
-        return self._models.SearchParams(exact=exact, quantization=quantized)
 
     def _ask(self, question: Callable[[], Any]) -> Any:
         from qdrant_client.http.exceptions import ApiException

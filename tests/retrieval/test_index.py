@@ -120,9 +120,7 @@ def test_an_update_follows_every_change_and_encodes_only_what_is_new(clip, folde
         assert report.left_out["not a picture"].first == ("a/8.png",)
         assert sum(encoded) == 2
         assert index.update().unchanged == len(index) == 13
-        expected = clip.encode_image(open_image(folder / "moved.png"))
         assert index.search(image=folder / "moved.png")[0].score == pytest.approx(1, abs=1e-5)
-        assert expected.shape == (1, clip.dim)
         present = {path for path in folder.rglob("*.png") if path.name != "8.png"}
         assert {hit.path for hit in index.search("a cat", k=50, alike=None)} == present
 

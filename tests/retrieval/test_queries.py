@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from altdiffusion.requests import BadRequest
-from altdiffusion.retrieval.queries import Part, alike, compose, unit
+from altdiffusion.retrieval.queries import Frame, Part, alike, unit
 from altdiffusion.retrieval.where import ANYWHERE, Where
 
 IMAGE_MEAN = np.array([0.8, 0.0, 0.0])
@@ -17,28 +17,52 @@ DOG_IMAGE = np.array([0.8, 0.0, -0.6])
 SKY_IMAGE = np.array([0.8, 0.6, 0.0])
 
 
-def score(query, image: np.ndarray) -> float:
-    return float(query.vector @ (image - IMAGE_MEAN) + query.offset)
+@pytest.fixture
+def frame() -> Frame:
+    return Frame(IMAGE_MEAN, TEXT_MEAN)
 
 
-def test_one_text_scores_by_its_cosine_whatever_the_mean():
-    query = compose([Part(CAT_TEXT, TEXT_MEAN)], IMAGE_MEAN)
-    assert score(query, CAT_IMAGE) == pytest.approx(CAT_TEXT @ CAT_IMAGE)
-    assert query.coarse == pytest.approx([0, 0, 0.6])
+def score(frame: Frame, query, image: np.ndarray) -> float:
+    return float(query.vector @ frame.picture(image) + query.offset)
 
 
-def test_a_weighted_sum_gives_either_kind_its_share():
+def test_one_text_or_picture_scores_by_its_cosine_whatever_the_frame():
+    random = np.random.default_rng(0)
+    for image_mean, text_mean in [
+        random.standard_normal((2, 6)),
+        np.zeros((2, 6)),
+        np.ones((2, 6)),
+        np.eye(2, 6),
+    ]:
+        frame = Frame(image_mean, text_mean)
+        text, image, other = unit(random.standard_normal((3, 6)))
+        assert score(frame, frame.query([Part(text, text_mean)]), image) == pytest.approx(
+            text @ image, abs=1e-6
+        )
+        stored = frame.picture(np.stack([image, other]))
+        assert frame.whole(stored)[0] @ frame.whole(stored)[1] == pytest.approx(image @ other, abs=1e-6)
+
+
+def test_a_frame_turns_the_means_onto_the_first_axes():
+    image_mean, text_mean = np.random.default_rng(1).standard_normal((2, 6))
+    frame = Frame(image_mean, text_mean)
+    assert np.abs(frame.query([Part(text_mean, text_mean)]).vector[1:]).max() < 1e-6
+    assert np.abs(frame.query([Part(image_mean, text_mean)]).vector[2:]).max() < 1e-6
+
+
+def test_a_weighted_sum_gives_either_kind_its_share(frame):
     """Without the means' removal the picture's part of the sum would be 0.64 + 0.36, the text's 0.36."""
-    query = compose([Part(SKY_IMAGE, IMAGE_MEAN, 0.5), Part(CAT_TEXT, TEXT_MEAN, 0.5)], IMAGE_MEAN)
-    assert query.vector == pytest.approx([0, 0.5**0.5, 0.5**0.5])
-    assert score(query, SKY_IMAGE) == pytest.approx(score(query, CAT_IMAGE))
-    more = compose([Part(SKY_IMAGE, IMAGE_MEAN, 0.7), Part(CAT_TEXT, TEXT_MEAN, 0.3)], IMAGE_MEAN)
-    assert score(more, SKY_IMAGE) > score(more, CAT_IMAGE)
+    query = frame.query([Part(SKY_IMAGE, IMAGE_MEAN, 0.5), Part(CAT_TEXT, TEXT_MEAN, 0.5)])
+    assert score(frame, query, SKY_IMAGE) == pytest.approx(score(frame, query, CAT_IMAGE), abs=1e-6)
+    assert score(frame, query, SKY_IMAGE) == pytest.approx(0.6 * 0.5**0.5, abs=1e-6)
+    more = frame.query([Part(SKY_IMAGE, IMAGE_MEAN, 0.7), Part(CAT_TEXT, TEXT_MEAN, 0.3)])
+    assert score(frame, more, SKY_IMAGE) > score(frame, more, CAT_IMAGE)
 
 
-def test_less_like_a_text_turns_away_from_it():
-    query = compose([Part(SKY_IMAGE, IMAGE_MEAN), Part(CAT_TEXT, TEXT_MEAN, -0.5)], IMAGE_MEAN)
-    assert score(query, SKY_IMAGE) > score(query, DOG_IMAGE) > 0 > score(query, CAT_IMAGE)
+def test_less_like_a_text_turns_away_from_it(frame):
+    query = frame.query([Part(SKY_IMAGE, IMAGE_MEAN), Part(CAT_TEXT, TEXT_MEAN, -0.5)])
+    scores = [score(frame, query, image) for image in (SKY_IMAGE, DOG_IMAGE, CAT_IMAGE)]
+    assert scores[0] > scores[1] > 0 > scores[2]
 
 
 def test_nothing_stays_nothing():
