@@ -45,7 +45,7 @@ $(VENV)/.stamp-core: $(VENV)/.stamp-venv pyproject.toml constraints.txt
 
 $(VENV)/.stamp-dev: $(VENV)/.stamp-venv pyproject.toml constraints.txt
 	@echo "set-up: installing altdiffusion with what training and the tests need in $(VENV) (one to several minutes, once)"
-	@$(PIP) install -c constraints.txt -e '.[train,dev]'
+	@$(PIP) install -c constraints.txt -e '.[train,retrieval,eval,dev]'
 	@touch $(VENV)/.stamp-core $@
 
 # The pictures and names that training learns from; the library itself needs neither.

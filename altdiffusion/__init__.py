@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from altdiffusion.model import AltCLIP
     from altdiffusion.pipelines import AltDiffusionImg2ImgPipeline, AltDiffusionPipeline
     from altdiffusion.requests import GenerateRequest, Provenance
+    from altdiffusion.retrieval import Hit, ImageIndex, Report, Where
 
 _HOMES = {
     "AltCLIP": "model",
@@ -49,10 +50,14 @@ _HOMES = {
     "AltDiffusionPipeline": "pipelines",
     "Classification": "classification",
     "GenerateRequest": "requests",
+    "Hit": "retrieval",
+    "ImageIndex": "retrieval",
     "LANGUAGES": "languages",
     "Language": "languages",
     "Picture": "generation",
     "Provenance": "requests",
+    "Report": "retrieval",
+    "Where": "retrieval",
     "generate": "generation",
     "open_image": "images",
     "read_provenance": "images",
@@ -77,9 +82,13 @@ __all__ = [
     "AltDiffusionPipeline",
     "Classification",
     "GenerateRequest",
+    "Hit",
+    "ImageIndex",
     "Language",
     "Picture",
     "Provenance",
+    "Report",
+    "Where",
     "ZeroShotClassifier",
     "generate",
     "open_image",

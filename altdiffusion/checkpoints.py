@@ -297,6 +297,16 @@ def fingerprint(models: Iterable, texts: Iterable[str] = ()) -> str:
     return digest.hexdigest()
 
 
+def vocabulary(tokenizer) -> str:
+    """What a tokenizer knows, less how its latest call cut and padded, which it remembers."""
+    from tokenizers import Tokenizer
+
+    known = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    known.no_truncation()
+    known.no_padding()
+    return known.to_str()
+
+
 def forget_paths(folder: Path) -> None:
     """Removes from the configs of a saved model the path that it was loaded from."""
     index = folder / "model_index.json"

@@ -311,6 +311,67 @@ def _check_embed_output(format_: str, output: str | None) -> None:
         raise BadRequest("format: 'parquet' needs pyarrow (pip install pyarrow); allowed here jsonl, npy")
 
 
+@_command
+def index(
+    folder: Positional[Annotated[str, _flag("FOLDER", "", "Pictures, in it and in all folders below.")]],
+    *,
+    output: Annotated[str, _flag("INDEX", "", "A new folder, or an index to go on with.", "-o")],
+    url: Annotated[str | None, _flag("URL", "in INDEX", "A Qdrant server to hold the vectors.")] = None,
+    model: _Model = None,
+    as_json: _Json = False,
+) -> None:
+    """Make a folder of pictures searchable.
+
+    Stopped or killed, it goes on when run again. Files that cannot be used are counted and named.
+    """
+    from altdiffusion.retrieval import commands
+
+    commands.build(folder, output, url=url, model=model, as_json=as_json)
+
+
+_Index = Positional[Annotated[str, _flag("INDEX", "", "A folder made by `altdiffusion index`.")]]
+_Encoder = Annotated[str | None, _flag("MODEL", "the index's own", "Where the encoder lies now.")]
+
+
+@_command
+def update(index: _Index, *, model: _Encoder = None, as_json: _Json = False) -> None:
+    """Bring an index up to date with its folder: new, changed, renamed and deleted pictures."""
+    from altdiffusion.retrieval import commands
+
+    commands.update(index, model=model, as_json=as_json)
+
+
+@_command
+def search(
+    index: _Index,
+    query: Positional[Annotated[tuple[str, ...], _flag("QUERY", "", "Words, in any language.")]] = (),
+    *,
+    image: Annotated[str | None, _flag("PICTURE", "", "A picture to be like.")] = None,
+    weight: Annotated[str | None, _flag("F", "0.5", "The picture's share beside a QUERY.")] = None,
+    more: Annotated[str | None, _flag("TEXT", "", "This, but more like TEXT.")] = None,
+    less: Annotated[str | None, _flag("TEXT", "", "This, but less like TEXT.")] = None,
+    k: Annotated[str | None, _flag("N", "10", "Results at most.", "-k")] = None,
+    path: Annotated[str | None, _flag("FOLDER", "", "Only in this folder of the indexed one.")] = None,
+    since: Annotated[str | None, _flag("DATE", "", "Only files changed then or later.")] = None,
+    until: Annotated[str | None, _flag("DATE", "", "Only files changed then or before.")] = None,
+    smallest: Annotated[str | None, _flag("BYTES", "", "Only files this large or larger, as 200k.")] = None,
+    largest: Annotated[str | None, _flag("BYTES", "", "Only files this large or smaller.")] = None,
+    alike: Annotated[str | None, _flag("F", "0.98", "Cosine from which results are put together.")] = None,
+    sheet: Annotated[str | None, _flag("PNG", "", "Also write the results as one picture.")] = None,
+    model: _Encoder = None,
+    as_json: _Json = False,
+) -> None:
+    """Find pictures by text, by picture, or by both.
+
+    Prints score and path of each, best first; near-duplicates are counted at the best of them.
+    """
+    from altdiffusion.retrieval import commands
+
+    fields = {"image": image, "weight": weight, "more": more, "less": less, "k": k, "alike": alike}
+    only = {"path": path, "since": since, "until": until, "smallest": smallest, "largest": largest}
+    commands.search(index, query, fields, only, model=model, sheet=sheet, as_json=as_json)
+
+
 def _parse(argv: Sequence[str]) -> Callable[[], None]:
     return app.cli(
         prog="altdiffusion",

@@ -56,7 +56,7 @@ def captioned_grid(items: Sequence[tuple[str, Image.Image]]) -> Image.Image:
         line, place = divmod(number, columns)
         left, top = _GAP + place * width, _GAP + line * height
         grid.paste(picture, (left, top + 2 * size))
-        font = _font_of(text, size)
+        font = font_for(text, size)
         if font is None:
             undrawn.append(number + 1)
             text, font = str(number + 1), ImageFont.load_default(size)
@@ -73,7 +73,7 @@ def _right_to_left(text: str) -> bool:
     return any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in text)
 
 
-def _font_of(text: str, size: int) -> ImageFont.FreeTypeFont | None:
+def font_for(text: str, size: int) -> ImageFont.FreeTypeFont | None:
     """A font of this machine that has every letter of the text; those that join need raqm as well."""
     joined = _right_to_left(text) or any("\u0900" <= letter <= "\u097f" for letter in text)
     if joined and not features.check("raqm"):

@@ -179,7 +179,7 @@ class AltCLIP:
         """SHA-256 of weights, tokenizer and preprocessing: indexes made with another one do not fit."""
         stamp = checkpoints.stamp(self.model)
         if self._fingerprint is None or self._fingerprint[0] != stamp:
-            texts = [self.tokenizer.backend_tokenizer.to_str(), self.image_processor.to_json_string()]
+            texts = [checkpoints.vocabulary(self.tokenizer), self.image_processor.to_json_string()]
             act = self.model.config.vision_config.hidden_act
             texts += [act] if act != _VISION_ACTS[0] else []
             self._fingerprint = stamp, checkpoints.fingerprint([self.model], texts)

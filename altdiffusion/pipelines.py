@@ -232,7 +232,7 @@ class _Conditioned(Prompting):
         models = [self.unet, self.vae, *([self.text_encoder] if self.text_encoder else [])]
         stamps = [checkpoints.stamp(model) for model in models]
         if self._fingerprint is None or self._fingerprint[0] != stamps:
-            vocabulary = self.tokenizer.backend_tokenizer.to_str() if self.tokenizer else ""
+            vocabulary = checkpoints.vocabulary(self.tokenizer) if self.tokenizer else ""
             schedule = repr(sorted((k, v) for k, v in self.scheduler.config.items() if not k.startswith("_")))
             self._fingerprint = stamps, checkpoints.fingerprint(models, [vocabulary, schedule])
         return self._fingerprint[1]

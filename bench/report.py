@@ -32,6 +32,14 @@ def replace_section(document: str, text: str, marks: tuple[str, str] = (START, E
     return f"{head}{start}\n{text}{end}{tail or chr(10)}"
 
 
+def replace_part(document: str, name: str, text: str) -> str:
+    """As `replace_section`, between marks of this name."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    if start not in document or end not in document:
+        raise ValueError(f"document: it does not hold both {start} and {end}")
+    return f"{document.partition(start)[0]}{start}\n{text}{end}{document.partition(end)[2]}"
+
+
 def tables(report: dict) -> str:
     """Markdown: one row per language, one column per figure, and the summaries below."""
     columns = [

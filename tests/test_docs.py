@@ -1,4 +1,6 @@
-"""The blocks of docs/pipelines.md and docs/evaluation.md run as they stand, on small models and files."""
+"""What the pages on pipelines, evaluation and search say runs as it stands, on small models and files."""
+
+import shlex
 
 import peft
 import pytest
@@ -7,6 +9,7 @@ from peft.utils import get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import save_file
 
+from altdiffusion.cli import main
 from tests.fakes import tiny_controlnet, tiny_stock_pipeline
 from tests.test_readme import ROOT, blocks
 
@@ -45,3 +48,17 @@ def test_the_page_on_evaluation_is_right(tmp_path, monkeypatch):
         exec(compile(code, "docs/evaluation.md", "exec"), names)
     assert names["found"].label == "龙虾"
     assert names["alone"].shape == (1, 3)
+
+
+@pytest.mark.weights
+def test_the_page_on_search_is_right(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    for name in ("red", "green", "blue"):
+        Image.new("RGB", (64, 64), name).save(f"pictures/{name}.png")
+    for code in blocks("python", ROOT / "docs/search.md"):
+        exec(compile(code, "docs/search.md", "exec"), names := {})
+    assert len(names["again"]) == 3
+    for line in blocks("sh", ROOT / "docs/search.md")[0].splitlines():
+        assert main(shlex.split(line)[1:]) == 0
+    assert (tmp_path / "found.png").is_file()

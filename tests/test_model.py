@@ -85,6 +85,13 @@ def test_save_and_load_keep_every_value_and_the_fingerprint(clip, tmp_path):
     assert again.fingerprint == clip.fingerprint
 
 
+def test_the_fingerprint_does_not_depend_on_what_was_encoded_before(shared_folder):
+    fresh = AltCLIP.from_pretrained(shared_folder, device="cpu")
+    used = AltCLIP.from_pretrained(shared_folder, device="cpu")
+    used.encode_text(["a", "a red lobster"])
+    assert used.fingerprint == fresh.fingerprint
+
+
 def test_the_fingerprint_changes_with_weights_and_preprocessing(shared_folder):
     clip = AltCLIP.from_pretrained(shared_folder, device="cpu")
     before = clip.fingerprint
