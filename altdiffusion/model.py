@@ -16,6 +16,7 @@ from transformers.activations import ACT2FN
 from altdiffusion import bundled, cards, checkpoints, towers
 from altdiffusion.conditioning import as_texts, tokenize, tower_length
 from altdiffusion.images import _rgb
+from altdiffusion.packing import first_states
 from altdiffusion.runtime import choose_device, choose_dtype
 
 if TYPE_CHECKING:
@@ -95,10 +96,7 @@ class AltCLIP:
         """One row for each text, in their order; a text beyond the tower's positions is cut."""
         length = min(self.tokenizer.model_max_length, tower_length(self.model.text_model))
         rows = tokenize(self.tokenizer, as_texts(text, "text"), length)
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # neighbours need hardly any padding
-        batches = [order[at : at + _BATCH] for at in range(0, len(rows), _BATCH)]
-        features = torch.cat([self._text_features([rows[i] for i in batch]) for batch in batches])
-        features = features[torch.tensor(order).argsort().to(self.device)]
+        features = self.model.text_projection(first_states(self.model.text_model, rows))
         return F.normalize(features, dim=-1) if normalize else features
 
     @torch.no_grad()
@@ -184,10 +182,6 @@ class AltCLIP:
             texts += [act] if act != _VISION_ACTS[0] else []
             self._fingerprint = stamp, checkpoints.fingerprint([self.model], texts)
         return self._fingerprint[1]
-
-    def _text_features(self, rows: list[list[int]]) -> Float[Tensor, "batch dim"]:
-        inputs = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(self.device)
-        return self.model.get_text_features(**inputs).pooler_output
 
     def _image_features(
         self, pixel_values: Float[Tensor, "batch channels height width"]
