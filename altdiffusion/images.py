@@ -17,7 +17,7 @@ import tempfile
 import unicodedata
 from pathlib import Path
 
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from altdiffusion.requests import BadRequest, Provenance, clean_text, shorten
 
@@ -56,7 +56,7 @@ def open_image(source: str | Path | bytes | io.BufferedIOBase, argument: str = "
     name, data = _read(source, argument)
     image = _header(name, data, FORMATS, argument)
     try:
-        return _rgb(ImageOps.exif_transpose(image))
+        return upright_rgb(image)
     except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged files
         raise ImageError(f"{argument}: {name} is damaged ({shorten(str(error))})") from error
 
@@ -110,6 +110,14 @@ def _header(name: str, data: bytes, formats: tuple[str, ...], argument: str) -> 
             f"sides from 1 to {MAX_SIDE:,}"
         )
     return image
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Turned by EXIF, transparency on white; the picture itself where nothing is to be done."""
+    image.load()
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    return image if image.mode == "RGB" and not image.has_transparency_data else _rgb(image)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AltCLIPModel, CLIPImageProcessorPil, XLMRobertaTokenizer
@@ -15,8 +15,9 @@ from transformers.activations import ACT2FN
 
 from altdiffusion import bundled, cards, checkpoints, towers
 from altdiffusion.conditioning import as_texts, tokenize, tower_length
-from altdiffusion.images import _rgb
+from altdiffusion.images import upright_rgb
 from altdiffusion.packing import first_states
+from altdiffusion.preprocessing import normalized, whole_pixels
 from altdiffusion.runtime import choose_device, choose_dtype
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ else:  # checked here, where the message can say what to do
     Pictures = Texts = Any
 
 _ALLOWED_IMAGES = "allowed: PIL pictures (open files with altdiffusion.images.open_image) or pixel_values"
-#: Beyond this a picture is cropped first: resized by its short side, one of 30000 x 1 would take gigabytes.
-_MAX_ASPECT = 8
 _BATCH = 64
 #: The published activation, and the one that the vision tower of m18 was trained with elsewhere.
 _VISION_ACTS = ("quick_gelu", "gelu")
@@ -123,20 +122,15 @@ class AltCLIP:
 
         Without the last they stay whole numbers, a quarter of the size, for `normalize_pixels` to finish.
         """
-        pictures = [self._shaped(_rgb(ImageOps.exif_transpose(picture))) for picture in _as_pictures(images)]
-        last = {} if normalize else {"do_rescale": False, "do_normalize": False}
-        return self.image_processor(pictures, return_tensors="pt", **last).pixel_values
+        pictures = [upright_rgb(picture) for picture in _as_pictures(images)]
+        pixels = whole_pixels(self.image_processor, pictures)
+        return normalized(self.image_processor, pixels) if normalize else pixels
 
     def normalize_pixels(
         self, pixels: UInt8[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch channels height width"]:
         """`pixel_values` from whole numbers, on the model's device."""
-        processor = self.image_processor
-        mean, std = (
-            torch.tensor(values, device=self.device)[:, None, None]
-            for values in (processor.image_mean, processor.image_std)
-        )
-        return (pixels.to(self.device).float() * processor.rescale_factor - mean) / std
+        return normalized(self.image_processor, pixels.to(self.device))
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """An AltCLIP folder that plain transformers opens. m18's generation head goes in as published."""
@@ -196,17 +190,6 @@ class AltCLIP:
         if not images.is_floating_point() or not images.isfinite().all():
             raise ValueError("images: a tensor of whole, infinite or NaN values; allowed: pixel_values")
         return images
-
-    def _shaped(self, picture: Image.Image) -> Image.Image:
-        """Crops long, thin pictures before resizing: the same middle, without the giant in between."""
-        width, height = picture.size
-        short = min(width, height)
-        if max(width, height) <= _MAX_ASPECT * short:
-            return picture
-        left, top = (width - short) / 2, (height - short) / 2
-        crop = self.image_processor.crop_size
-        size = (crop["width"], crop["height"])
-        return picture.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + short, top + short))
 
 
 def _set_vision_act(model: Any, act: str) -> None:
