@@ -88,8 +88,8 @@ class Block:
 
 
 def encode_rows(clip: "AltCLIP", rows: Iterable[Row], stretch: int = 1024) -> Block:
-    """Pictures are opened and shaped by threads and normalised on the device; texts meet others of their
-    length (`AltCLIP.encode_text`). A row that cannot be used is told in `errors` and stops nothing."""
+    """Pictures are opened and shaped by threads and normalised on the device; texts are packed
+    (`AltCLIP.encode_text`). A row that cannot be used is told in `errors` and stops nothing."""
     block = Block([], [], [], [], {})
     rows = iter(rows)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

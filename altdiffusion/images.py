@@ -17,7 +17,7 @@ import tempfile
 import unicodedata
 from pathlib import Path
 
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from altdiffusion.requests import BadRequest, Provenance, clean_text, shorten
 
@@ -56,7 +56,7 @@ def open_image(source: str | Path | bytes | io.BufferedIOBase, argument: str = "
     name, data = _read(source, argument)
     image = _header(name, data, FORMATS, argument)
     try:
-        return _rgb(ImageOps.exif_transpose(image))
+        return upright_rgb(image)
     except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged files
         raise ImageError(f"{argument}: {name} is damaged ({shorten(str(error))})") from error
 
@@ -112,12 +112,21 @@ def _header(name: str, data: bytes, formats: tuple[str, ...], argument: str) -> 
     return image
 
 
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Turned by EXIF, transparency on white; the picture itself where nothing is to be done."""
+    image.load()
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    return image if image.mode == "RGB" and not image.has_transparency_data else _rgb(image)
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         return image.convert("I").point(lambda value: value * (1 / 257)).convert("L").convert("RGB")
     if not image.has_transparency_data:
         return image.convert("RGB")
-    image = image.convert("RGBA")
+    if image.mode != "RGBA":  # converting would copy it
+        image = image.convert("RGBA")
     white = Image.new("RGB", image.size, "white")
     white.paste(image, mask=image.getchannel("A"))
     return white

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AltCLIPModel, CLIPImageProcessorPil, XLMRobertaTokenizer
@@ -15,7 +15,9 @@ from transformers.activations import ACT2FN
 
 from altdiffusion import bundled, cards, checkpoints, towers
 from altdiffusion.conditioning import as_texts, tokenize, tower_length
-from altdiffusion.images import _rgb
+from altdiffusion.images import upright_rgb
+from altdiffusion.packing import first_states
+from altdiffusion.preprocessing import normalized, whole_pixels
 from altdiffusion.runtime import choose_device, choose_dtype
 
 if TYPE_CHECKING:
@@ -25,8 +27,6 @@ else:  # checked here, where the message can say what to do
     Pictures = Texts = Any
 
 _ALLOWED_IMAGES = "allowed: PIL pictures (open files with altdiffusion.images.open_image) or pixel_values"
-#: Beyond this a picture is cropped first: resized by its short side, one of 30000 x 1 would take gigabytes.
-_MAX_ASPECT = 8
 _BATCH = 64
 #: The published activation, and the one that the vision tower of m18 was trained with elsewhere.
 _VISION_ACTS = ("quick_gelu", "gelu")
@@ -95,10 +95,7 @@ class AltCLIP:
         """One row for each text, in their order; a text beyond the tower's positions is cut."""
         length = min(self.tokenizer.model_max_length, tower_length(self.model.text_model))
         rows = tokenize(self.tokenizer, as_texts(text, "text"), length)
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # neighbours need hardly any padding
-        batches = [order[at : at + _BATCH] for at in range(0, len(rows), _BATCH)]
-        features = torch.cat([self._text_features([rows[i] for i in batch]) for batch in batches])
-        features = features[torch.tensor(order).argsort().to(self.device)]
+        features = self.model.text_projection(first_states(self.model.text_model, rows))
         return F.normalize(features, dim=-1) if normalize else features
 
     @torch.no_grad()
@@ -125,20 +122,15 @@ class AltCLIP:
 
         Without the last they stay whole numbers, a quarter of the size, for `normalize_pixels` to finish.
         """
-        pictures = [self._shaped(_rgb(ImageOps.exif_transpose(picture))) for picture in _as_pictures(images)]
-        last = {} if normalize else {"do_rescale": False, "do_normalize": False}
-        return self.image_processor(pictures, return_tensors="pt", **last).pixel_values
+        pictures = [upright_rgb(picture) for picture in _as_pictures(images)]
+        pixels = whole_pixels(self.image_processor, pictures)
+        return normalized(self.image_processor, pixels) if normalize else pixels
 
     def normalize_pixels(
         self, pixels: UInt8[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch channels height width"]:
         """`pixel_values` from whole numbers, on the model's device."""
-        processor = self.image_processor
-        mean, std = (
-            torch.tensor(values, device=self.device)[:, None, None]
-            for values in (processor.image_mean, processor.image_std)
-        )
-        return (pixels.to(self.device).float() * processor.rescale_factor - mean) / std
+        return normalized(self.image_processor, pixels.to(self.device))
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """An AltCLIP folder that plain transformers opens. m18's generation head goes in as published."""
@@ -185,10 +177,6 @@ class AltCLIP:
             self._fingerprint = stamp, checkpoints.fingerprint([self.model], texts)
         return self._fingerprint[1]
 
-    def _text_features(self, rows: list[list[int]]) -> Float[Tensor, "batch dim"]:
-        inputs = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(self.device)
-        return self.model.get_text_features(**inputs).pooler_output
-
     def _image_features(
         self, pixel_values: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch dim"]:
@@ -202,17 +190,6 @@ class AltCLIP:
         if not images.is_floating_point() or not images.isfinite().all():
             raise ValueError("images: a tensor of whole, infinite or NaN values; allowed: pixel_values")
         return images
-
-    def _shaped(self, picture: Image.Image) -> Image.Image:
-        """Crops long, thin pictures before resizing: the same middle, without the giant in between."""
-        width, height = picture.size
-        short = min(width, height)
-        if max(width, height) <= _MAX_ASPECT * short:
-            return picture
-        left, top = (width - short) / 2, (height - short) / 2
-        crop = self.image_processor.crop_size
-        size = (crop["width"], crop["height"])
-        return picture.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + short, top + short))
 
 
 def _set_vision_act(model: Any, act: str) -> None:

@@ -1,6 +1,7 @@
 """`AltCLIP` against `transformers.AltCLIPModel`, stock tokenizer and processor, on the same random weights.
 
-Tolerance 1e-5 in float32: the text side differs by padding alone, the picture side not at all.
+Tolerance 1e-5 in float32: the text side differs by padding alone, the picture side not at all for the same
+`pixel_values`. Ours are resized in one pass, which may round a value to its neighbour: one of 255.
 """
 
 import json
@@ -57,13 +58,14 @@ def test_one_text_alone_equals_the_stock_batch(clip, stock):
 
 def test_image_features_equal_the_stock_ones(clip, stock, pictures):
     output, _, pixel_values = stock
-    assert_close(clip.preprocess(pictures), pixel_values)
-    assert_close(clip.encode_image(pictures), output.image_embeds, rtol=0, atol=1e-5)
+    step = 1 / 255 / min(clip.image_processor.image_std)
+    assert_close(clip.preprocess(pictures), pixel_values, rtol=0, atol=step + 1e-6)
+    assert_close(clip.encode_image(pictures), output.image_embeds, rtol=0, atol=1e-3)
     assert_close(clip.encode_image(pixel_values), output.image_embeds, rtol=0, atol=1e-5)
 
 
-def test_logits_equal_the_stock_ones(clip, stock, pictures):
-    assert_close(clip.logits(TEXTS, pictures), stock[0].logits_per_text, rtol=0, atol=1e-5)
+def test_logits_equal_the_stock_ones(clip, stock):
+    assert_close(clip.logits(TEXTS, stock[2]), stock[0].logits_per_text, rtol=0, atol=1e-5)
     assert stock[0].logits_per_text.abs().max() > 1
 
 

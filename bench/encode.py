@@ -1,0 +1,151 @@
+"""Times encoding on random models of the published shapes, the peers' way and ours.
+
+    python -m bench.encode [--shape published|tiny] [--jobs …] [--rounds 5] [-o report.json] [--write]
+
+XLM-R-large and ViT-L/14; one thread. What the ways are: `bench/encode_ways.py`. The ways of a job take turns
+in one process, in an order that is reversed each round, after one call that is not counted; a figure is the
+median of the rounds, in seconds of CPU time, which leaves out waiting for other work on the machine.
+
+How far a way is from the first, the peers' in float32: the least cosine of a pair, and the error of the
+vectors less their mean, relative to their length, since vectors of random weights all lie close together.
+Preprocessing: the greatest difference in steps of 255. The texts need 4 GB of free memory.
+"""
+
+import argparse
+import gc
+import json
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import CLIPImageProcessorPil
+
+from altdiffusion.preprocessing import normalized
+from bench.encode_ways import SHAPES, Shape, jobs
+from bench.report import RESULTS, replace_section
+from bench.training import take_turns
+
+MARKS = "<!-- encoding -->", "<!-- /encoding -->"
+#: What the design asks for: how many times as fast as this way ours is.
+TARGETS = {
+    ("texts", "padded to 77, fp32"): 9.0,
+    ("texts", "padding=True, fp32"): 2.3,
+    ("one prompt", "padded to 77, fp32"): 5.0,
+    ("pictures", "transformers, fp32"): 1.7,
+    ("preprocessing, 640 x 480", "transformers"): 1.4,
+    ("preprocessing, 2048 x 1536", "transformers"): 1.4,
+}
+
+
+def apart(found: Tensor, expected: Tensor) -> dict[str, float]:
+    """Of vectors."""
+    found, expected = found.double(), expected.double()
+    figures = {"cosine": F.cosine_similarity(found, expected).min().item()}
+    if len(expected) > 1:
+        centred = expected - expected.mean(dim=0)
+        figures["error"] = ((found - found.mean(dim=0) - centred).norm() / centred.norm()).item()
+    return figures
+
+
+def steps_apart(found: Tensor, expected: Tensor) -> dict[str, float]:
+    """Of pixels, in whole steps of 255 of a picture's values."""
+    processor = CLIPImageProcessorPil()
+    values = normalized(processor, found) if found.dtype == torch.uint8 else found
+    deviation = torch.tensor(processor.image_std)[:, None, None]
+    return {"steps": ((values - expected) * deviation * 255).abs().max().item()}
+
+
+def measure_job(shape: Shape, job: str, rounds: int, bar: tqdm) -> list[dict[str, Any]]:
+    count, build = jobs(shape)[job]
+    ways = build()
+    made: dict[str, Tensor] = {}
+    calls = {name: lambda name=name: made.update({name: ways[name]()}) for name in ways}
+    seconds = take_turns(calls, rounds, bar)
+    expected = made[next(iter(ways))]
+    measure = steps_apart if job.startswith("preprocessing") else apart
+    return [
+        {"job": job, "way": name, "count": count, "seconds": seconds[name], **measure(made[name], expected)}
+        for name in ways
+    ]
+
+
+def measure(shape: str, names: list[str], rounds: int) -> dict[str, Any]:
+    """The report: a row for each way of each job."""
+    started, rows = time.perf_counter(), []
+    with tqdm(disable=None, unit="call") as bar:
+        for name in names:
+            rows += measure_job(SHAPES[shape], name, rounds, bar)
+            gc.collect()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    made = {
+        "commit": commit.stdout.strip(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} CPU thread",
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        "minutes": round((time.perf_counter() - started) / 60, 1),
+    }
+    return {"shape": shape, "rounds": rounds, "rows": rows, "made with": made}
+
+
+def table(report: dict[str, Any]) -> str:
+    lines = [
+        "| job | way | s a call | a second | times ours | cosine | centred error | steps of 255 |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    ours = {row["job"]: row["seconds"] for row in report["rows"]}  # the last of each job
+    targets = TARGETS if report["shape"] == "published" else {}
+    for row in report["rows"]:
+        ratio = row["seconds"] / ours[row["job"]]
+        target = targets.get((row["job"], row["way"]))
+        wanted = "" if target is None else f" (wanted: {target:g})"
+        cells = [row["job"], row["way"], f"{row['seconds']:.3f}", f"{row['count'] / row['seconds']:.2f}"]
+        cells += [f"{ratio:.2f}{wanted}"]
+        cells += [
+            f"{row[name]:.{digits}f}" if name in row else ""
+            for name, digits in (("cosine", 6), ("error", 4), ("steps", 1))
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    made = report["made with"]
+    lines += [
+        "",
+        f"- `{report['command']}`, {report['rounds']} rounds, commit {made['commit']}, {made['machine']}, "
+        f"torch {made['torch']}, transformers {made['transformers']}, {made['minutes']} minutes",
+    ]
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    names = list(jobs(SHAPES["tiny"]))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", choices=SHAPES, default="published")
+    parser.add_argument("--jobs", nargs="+", choices=names, default=names)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("-o", "--output", type=Path, help="report as JSON")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/results.md")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    report = measure(arguments.shape, arguments.jobs, arguments.rounds)
+    report["command"] = " ".join(["python -m bench.encode", *sys.argv[1:]])
+    if arguments.output:
+        arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(table(report))
+    if arguments.write:
+        RESULTS.write_text(
+            replace_section(RESULTS.read_text(encoding="utf-8"), table(report), MARKS), encoding="utf-8"
+        )
+
+
+if __name__ == "__main__":
+    main()
