@@ -33,12 +33,13 @@ from altdiffusion.text_adapter import TextAdapter
 from training.adapter_data import Judged, ParallelPictures, judged_emoji
 from training.captions import Captions
 from training.config import OptimConfig, RunConfig, parse
-from training.data import Opened, image_captions, open_pictures
+from training.data import image_captions, open_pictures
 from training.emoji import Scene, centred, load_emoji
 from training.export import Made, data_of, finish
 from training.frozen import FORMATS, store_rounded
 from training.latents import cached_latents
 from training.loop import Run
+from training.opened import Opened
 from training.pictures import CachedPictures, PicturesConfig
 from training.stage import run_stage
 from training.validation import Validation, ValidationConfig

@@ -20,12 +20,13 @@ from torch import Tensor
 from altdiffusion import cards
 from altdiffusion.model import AltCLIP
 from training.config import OptimConfig, RunConfig, parse
-from training.data import Opened, open_data, open_text, say, state_of_processes
+from training.data import open_data, open_text, say, state_of_processes
 from training.export import Made, finish
 from training.loop import Run
 from training.multilingual import SourceConfig
 from training.new_language import CHUNK, Learning, NewAndOld, Texts, Tower
-from training.sources import shorten
+from training.opened import Opened
+from training.samples import shorten
 from training.stage import run_stage
 from training.student import still
 from training.vocabulary import GrownEmbedding, extended, new_pieces, starting_rows

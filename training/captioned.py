@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from training.config import RunConfig
-from training.data import Opened
 from training.multilingual import LanguageOrder
+from training.opened import Opened
 from training.picture_features import PictureFeatures
 from training.pictures import PicturesConfig, as_pixels, opened, picture_reader
-from training.sources import BadSample, Row
+from training.samples import BadSample, Row
 from training.streams import replaced
 
 

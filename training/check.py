@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from training.buckets import bucket_sizes, nearest
-from training.data import Opened, told
 from training.multilingual import caption_reader, survey, wanted_languages
+from training.opened import Opened, told
 from training.pictures import NAMES, PicturesConfig, opened, picture_reader
-from training.sources import Bad, BadSample, Rows, open_rows
+from training.samples import Bad, BadSample, Rows
+from training.sources import open_rows
 
 
 def check(

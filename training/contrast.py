@@ -33,15 +33,16 @@ from altdiffusion.model import AltCLIP
 from training.captioned import CaptionedPictures
 from training.captions import Captions, training_scene
 from training.config import OptimConfig, RunConfig, parse
-from training.data import Opened, open_pictures, say, state_of_processes
+from training.data import open_pictures, say, state_of_processes
 from training.emoji import load_emoji, pixels
 from training.export import Made, data_of, finish
 from training.frozen import store_rounded, unrounded
 from training.image_tower import IMAGE, text_side, whole_again
 from training.loop import Run
+from training.opened import Opened
 from training.picture_features import Encode, PictureFeatures
 from training.pictures import PicturesConfig
-from training.sources import shorten
+from training.samples import shorten
 from training.stage import run_stage
 from training.tokenizers import train_clip_tokenizer
 from training.whole_batch import WholeBatch, whole_batches

@@ -8,8 +8,6 @@
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +25,14 @@ from training.multilingual import (
     Captions,
     LanguageOrder,
     SourceConfig,
-    Survey,
     base,
     caption_reader,
     drawn_from,
-    summary,
     survey,
-    surveyed_texts,
     usable,
     wanted_languages,
 )
+from training.opened import Opened, told
 from training.pictures import (
     CachedPictures,
     PicturesConfig,
@@ -44,12 +40,11 @@ from training.pictures import (
     picture_reader,
     picture_stream,
 )
-from training.sources import BadSample, Row, Rows, open_rows, open_stream
+from training.samples import BadSample, Row
+from training.sources import open_rows, open_stream
 from training.streams import Share, Stream, new_bad
 
 logger = logging.getLogger(__name__)
-#: Records of a stream that are looked at before training.
-LOOKED_AT = 500
 
 
 def state_of_processes() -> PartialState:
@@ -60,26 +55,6 @@ def state_of_processes() -> PartialState:
 def share_of(run: RunConfig, state: PartialState) -> Share:
     passes = run.gradient_accumulation_steps * state.num_processes
     return Share(run.seed, state.process_index, state.num_processes, max(1, run.batch_size // passes))
-
-
-@dataclass
-class Opened:
-    """Data whose columns are found and whose captions are read once; of a stream only the columns."""
-
-    source: str
-    config: SourceConfig
-    wanted: dict[str, float]
-    columns: tuple[str, ...]
-    read: Callable[[Row], Captions]
-    stream: Any = None
-    rows: Rows | None = None
-    found: Survey | None = None
-
-    def report(self) -> dict[str, Any]:
-        if self.found is None:
-            return {"data": self.source}
-        texts = {tag: len(numbers) for tag, numbers in self.found.rows.items()}
-        return {"data": self.source, "skipped": self.found.bad.count, "texts": texts}
 
 
 def open_data(
@@ -207,23 +182,6 @@ def say(opened: Opened, tokenizer: Any, state: PartialState) -> None:
     """How many texts there are in each language, and which share of them is too long for the tower."""
     if state.is_main_process:
         logger.info("%s", told(opened, tokenizer))
-
-
-def told(opened: Opened, tokenizer: Any) -> str:
-    if opened.rows is None or opened.found is None:
-        texts: dict[str, list[str]] = {}
-        for row in islice(opened.stream, LOOKED_AT):
-            captions = opened.read(row)
-            for tag in usable(captions, opened.wanted):
-                texts.setdefault(tag, []).append(captions[tag][0])
-        counts = {tag: len(found) for tag, found in sorted(texts.items())}
-        return summary(f"the first {LOOKED_AT} records", texts, counts, tokenizer)
-    found = opened.found
-    samples = f"{len(opened.rows):,} samples, {found.bad.count:,} skipped"
-    if found.unwanted:
-        samples += f", {found.unwanted:,} in no wanted language"
-    counts = {tag: len(numbers) for tag, numbers in found.rows.items()}
-    return summary(samples, surveyed_texts(opened.rows, opened.read, found), counts, tokenizer)
 
 
 def main() -> None:

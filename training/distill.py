@@ -29,7 +29,7 @@ from altdiffusion.losses import distillation_loss
 from altdiffusion.model import AltCLIP
 from training.captions import Captions, training_scene
 from training.config import OptimConfig, RunConfig, parse
-from training.data import Opened, open_text, parallel_text
+from training.data import open_text, parallel_text
 from training.emoji import load_emoji
 from training.export import Made, data_of, finish
 from training.fixed_shapes import in_fixed_shapes
@@ -38,7 +38,8 @@ from training.known import texts_of
 from training.loop import Run
 from training.multilingual import SourceConfig
 from training.names import first_states, name_retrieval
-from training.sources import shorten
+from training.opened import Opened
+from training.samples import shorten
 from training.stage import run_stage
 from training.streams import check_workers
 from training.student import (

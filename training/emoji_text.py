@@ -16,7 +16,7 @@ from altdiffusion.languages import LANGUAGES
 from training.captions import TEMPLATES, Captions, fill, training_scene
 from training.config import RunConfig, parse
 from training.emoji import CLDR, Emoji, annotations, list_patterns, load_emoji, unambiguous
-from training.sources import shorten
+from training.samples import shorten
 from training.stage import run_stage
 
 

@@ -19,7 +19,7 @@ from altdiffusion.reading import one_line
 from training.loop import StageConfig
 
 if TYPE_CHECKING:
-    from training.data import Opened
+    from training.opened import Opened
 
 #: The data of `training.emoji`, with its licences.
 EMOJI = (

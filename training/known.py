@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from training.captions import Captions
-from training.data import Opened
 from training.emoji import load_emoji
 from training.multilingual import usable
+from training.opened import Opened
 
 
 def known_texts(config: Any, opened: Opened | None, characters: Iterable[str]) -> Iterator[str]:

@@ -22,7 +22,7 @@ from altdiffusion.checkpoints import fingerprint
 from training.buckets import Size, View, Views, nearest
 from training.lazy import weights_key
 from training.pictures import as_pixels, encoded, opened
-from training.sources import Bad, BadSample, Row, Rows
+from training.samples import Bad, BadSample, Row, Rows
 from training.store import check_room
 
 #: Pictures encoded at a time.

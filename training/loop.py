@@ -29,10 +29,10 @@ from training import output_folder, processes, space, trackers
 from training.checkpoints import latest_checkpoint
 from training.config import OptimConfig, RunConfig
 from training.optimizers import build_optimizer
-from training.order import StepSampler
 from training.progress_bar import advance, memory, progress_bar
 from training.saving import save_run
 from training.sharded import ShardedEMA, Twin, fill_deepspeed, twin_of, whole
+from training.step_sampler import StepSampler
 from training.stopping import StopSignal
 from training.workers import batches_of
 

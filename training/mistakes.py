@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 
-from training.sources import shorten
+from training.samples import shorten
 
 #: tyro wraps its boxes to the terminal's width, in the middle of long paths.
 WIDE = {"COLUMNS": "4000"}

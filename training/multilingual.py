@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from training.order import Mixed, Shuffled
-from training.sources import Bad, BadSample, Row, Rows, shorten
+from training.samples import Bad, BadSample, Row, Rows, shorten
 
 #: Columns that hold captions; of a record the first that has any. A webdataset has `json` and `txt`.
 NAMES = ("captions", "translation", "json", "caption", "text", "txt", "prompt")

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from altdiffusion.conditioning import MAX_LENGTH, tokenize, tower_length
 from altdiffusion.model import AltCLIP
-from training.data import Opened
 from training.multilingual import LanguageOrder
+from training.opened import Opened
 
 #: Texts encoded at a time.
 CHUNK = 64

@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from training.checkpoints import MANIFEST
-from training.sources import shorten
+from training.samples import shorten
 
 LOCK, HOLDER = ".lock", ".in-use.json"
 

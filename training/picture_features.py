@@ -13,10 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.config import RunConfig
-from training.data import Opened
 from training.lazy import autocast, model_key
+from training.opened import Opened
 from training.pictures import PicturesConfig, as_pixels, opened, picture_reader
-from training.sources import BadSample
+from training.samples import BadSample
 from training.store import Store, check_room, share_of_names
 
 #: Pictures encoded at a time.

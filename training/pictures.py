@@ -32,7 +32,7 @@ from training.multilingual import (
     usable,
 )
 from training.order import Mixed
-from training.sources import Bad, BadSample, Row, Rows
+from training.samples import Bad, BadSample, Row, Rows
 from training.streams import Share, Stream, replaced
 
 #: Columns that hold pictures; a webdataset names them by their files' endings.

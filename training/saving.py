@@ -7,8 +7,9 @@ may find room.
 import logging
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
+from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from altdiffusion.reading import one_line
@@ -16,15 +17,24 @@ from training import space
 from training.checkpoints import save_checkpoint
 from training.processes import agreed
 
-if TYPE_CHECKING:
-    from training.loop import Run
-
 logger = logging.getLogger(__name__)
 #: What a disk that takes no more makes of writing: of files, of safetensors, of torch.save.
 NOT_WRITTEN = (OSError, SafetensorError, RuntimeError)
 
 
-def save_run(run: "Run") -> bool:
+class Saved(Protocol):
+    """What of a run its checkpoint takes."""
+
+    config: Any
+    accelerator: Accelerator
+    progress: Any
+    size: int
+    saved: int | None
+
+    def about(self) -> dict[str, Any]: ...
+
+
+def save_run(run: Saved) -> bool:
     """Whether the checkpoint of this step is there now."""
     folder, step = run.config.output_dir, run.progress.step
     problem = space.shortage(folder, run.size) if run.accelerator.is_main_process else None
@@ -36,7 +46,7 @@ def save_run(run: "Run") -> bool:
     return not agreed(run.accelerator, problem is not None)
 
 
-def write(run: "Run", folder: Path, step: int) -> str | None:
+def write(run: Saved, folder: Path, step: int) -> str | None:
     """What went wrong, or None. The first of several processes seals what all have written."""
     shared, problem = folder / f".tmp-ranks-{step:08d}", None
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from training.multilingual import ONLY_PICTURES
-from training.sources import SHOWN, BadSample, Row
+from training.samples import SHOWN, BadSample, Row
 
 TEXTS = {".txt", ".caption"}
 

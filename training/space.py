@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from training.sources import shorten
+from training.samples import shorten
 
 
 def size_of(tensors: Iterable[Tensor]) -> int:

@@ -14,7 +14,7 @@ from training import export, optimizers, output_folder, trackers
 from training.config import as_tree
 from training.loop import Diverged
 from training.output_folder import claimed
-from training.sources import shorten
+from training.samples import shorten
 
 
 def run_stage(config: Any, train: Callable[[Any], None]) -> None:

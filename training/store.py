@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from training.checkpoints import sync
-from training.sources import shorten
+from training.samples import shorten
 
 logger = logging.getLogger(__name__)
 #: A part is closed when it holds so many bytes: what a run that is cut has lost at most.

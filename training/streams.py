@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from training.sources import STREAM_LENGTH, Bad, BadSample, Row, record_name
+from training.samples import STREAM_LENGTH, Bad, BadSample, Row
+from training.sources import record_name
 
 
 def check_workers(streaming: bool, workers: int) -> None:

@@ -30,7 +30,7 @@ from altdiffusion.runtime import choose_attention
 from altdiffusion.trainable import lora_state, select_parameters
 from training import inversion, lora
 from training.config import OptimConfig, RunConfig, parse
-from training.data import Opened, image_captions, open_pictures
+from training.data import image_captions, open_pictures
 from training.emoji_latents import CaptionedLatents, chosen_scenes, swap_captions
 from training.export import Made, data_of, finish
 from training.frozen import store_rounded, unrounded
@@ -41,6 +41,7 @@ from training.latents import cached_latents
 from training.lazy import LazyAutoencoder
 from training.loop import Run
 from training.lora import LoraConfig
+from training.opened import Opened
 from training.pictures import PicturesConfig, batches, latent_shape
 from training.prior import PriorConfig, WithPrior, WithPrompt, prior_latents
 from training.stage import run_stage

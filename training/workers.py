@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from training.sources import Bad
+from training.samples import Bad
 
 
 @runtime_checkable

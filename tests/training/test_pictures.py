@@ -21,7 +21,8 @@ from training.buckets import bucket_sizes, fitted, nearest
 from training.config import RunConfig
 from training.latent_store import stored_latents
 from training.pictures import PicturesConfig, as_pixels, encoded, picture_reader
-from training.sources import Bad, open_rows
+from training.samples import Bad
+from training.sources import open_rows
 from training.streams import Share, replaced
 
 RUN = RunConfig(batch_size=4)

@@ -16,7 +16,8 @@ from training.multilingual import (
     wanted_languages,
 )
 from training.order import Mixed, Shuffled
-from training.sources import Bad, BadSample, open_rows, open_stream
+from training.samples import Bad, BadSample
+from training.sources import open_rows, open_stream
 
 PLAIN = SourceConfig()
 CAT = {"en": ("a cat",)}
