@@ -122,7 +122,8 @@ def test_an_update_follows_every_change_and_encodes_only_what_is_new(clip, folde
         assert index.update().unchanged == len(index) == 13
         assert index.search(image=folder / "moved.png")[0].score == pytest.approx(1, abs=1e-5)
         present = {path for path in folder.rglob("*.png") if path.name != "8.png"}
-        assert {hit.path for hit in index.search("a cat", k=50, alike=None)} == present
+        hits = index.search("a cat", k=50, alike=None)
+        assert {path for hit in hits for path in (hit.path, *hit.alike)} == present
 
 
 def test_hits_say_what_became_of_their_files(clip, folder):
