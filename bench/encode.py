@@ -79,14 +79,14 @@ def measure_job(shape: Shape, job: str, rounds: int, bar: tqdm) -> list[dict[str
 
 def measure(shape: str, names: list[str], rounds: int) -> dict[str, Any]:
     """The report: a row for each way of each job."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
     started, rows = time.perf_counter(), []
     with tqdm(disable=None, unit="call") as bar:
         for name in names:
             rows += measure_job(SHAPES[shape], name, rounds, bar)
             gc.collect()
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
     made = {
         "commit": commit.stdout.strip(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} CPU thread",
