@@ -96,9 +96,14 @@ class EmbeddedEngine:
         return edge.EdgeConfig(
             vectors=vectors,
             hnsw_config=edge.HnswIndexConfig(m=0, ef_construct=4, full_scan_threshold=10),
-            quantization_config=edge.BinaryQuantizationConfig(memory=edge.Memory.Pinned) if signs else None,
+            quantization_config=self._quantization() if signs else None,
             max_search_threads=self._threads,
         )
+
+    def _quantization(self) -> Any:
+        bits = self._edge.BinaryQuantizationEncoding
+        encoding = bits.TwoBits if self._dim < engines.TWO_BITS_BELOW else bits.OneBit
+        return self._edge.BinaryQuantizationConfig(encoding=encoding, memory=self._edge.Memory.Pinned)
 
     def _create(self) -> None:
         """Made aside and renamed: a process killed here leaves nothing that looks like an index."""

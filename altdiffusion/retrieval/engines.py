@@ -13,8 +13,10 @@ import numpy as np
 from altdiffusion.retrieval.pictures import Picture
 from altdiffusion.retrieval.where import Where
 
-#: Up to here every vector is compared with the query; beyond, signs of one bit choose whom to compare.
+#: Up to here every vector is compared with the query; beyond, signs choose whom to compare.
 EXACT_UP_TO = 100_000
+#: Signs have one bit a number; those of shorter vectors two, which tells as much as a vector twice as long.
+TWO_BITS_BELOW = 512
 #: How many of the best by signs have their whole vectors compared.
 COMPARED = 4000
 

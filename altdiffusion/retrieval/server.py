@@ -21,7 +21,7 @@ class ServerEngine:
     """One collection. A key, where the server wants one, comes from the environment: QDRANT_API_KEY."""
 
     def __init__(self, url: str, collection: str, dim: int) -> None:
-        self._url, self._collection = url, collection
+        self._url, self._collection, self._dim = url, collection, dim
         client, self._models = _client()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Api key is used with an insecure connection")
@@ -84,8 +84,10 @@ class ServerEngine:
 
     def settle(self) -> None:
         if len(self) > engines.EXACT_UP_TO and not self.signs:
+            bits = self._models.BinaryQuantizationEncoding
+            encoding = bits.TWO_BITS if self._dim < engines.TWO_BITS_BELOW else bits.ONE_BIT
             signs = self._models.BinaryQuantization(
-                binary=self._models.BinaryQuantizationConfig(always_ram=True)
+                binary=self._models.BinaryQuantizationConfig(encoding=encoding, always_ram=True)
             )
             self._ask(lambda: self._client.update_collection(self._collection, quantization_config=signs))
             self.signs = True

@@ -77,6 +77,18 @@ def test_storing_again_replaces_and_deleting_forgets(filled):
     assert not filled.vectors([picture("cat.png").id])
 
 
+def test_beyond_the_limit_signs_begin_and_results_stay(filled, monkeypatch):
+    query = np.array([0.5, 3.0, 2.0, 1.0])
+    before = filled.search(query, 3, Where(path="a"))
+    monkeypatch.setattr(engines, "EXACT_UP_TO", 3)
+    filled.settle()
+    assert filled.signs
+    after = filled.search(query, 3, Where(path="a"))
+    assert [(one.picture, one.score) for one in after] == [(one.picture, one.score) for one in before]
+    filled.store([picture("new.png", 60)], np.array([[0.0, 9, 0, 0]]))
+    assert paths(filled.search(query, 1, ANYWHERE)) == ["new.png"]
+
+
 def test_vectors_are_asked_for_by_id(filled):
     ids = [picture(path).id for path in PATHS[:3]]
     got = filled.vectors([*ids, picture("never there").id])
@@ -195,18 +207,26 @@ def test_the_trap_is_there_searched_without_parameters_signs_lose_neighbours_sil
     assert recall(sets, search) < 0.7
 
 
-def test_the_frame_matters_to_signs(sets, searched, tmp_path, monkeypatch):
-    """The same search of vectors as they are, and of vectors less their mean."""
-    engine, frame = searched
-    images = sets[0]
+def test_the_frame_matters_to_signs_of_one_bit(sets, tmp_path, monkeypatch):
+    """The same search of vectors as they are, of vectors less their mean, and in their frame."""
+    images, texts, _ = sets
+    mean = images[:128].mean(axis=0)
+    frame = Frame(mean, texts.mean(axis=0))
     monkeypatch.setattr(engines, "COMPARED", 100)
-    framed = recall(
-        sets, lambda text: paths(engine.search(frame.query([Part(text, text)]).vector, 10, ANYWHERE))
-    )
-    for number, stored in enumerate((images, images - images[:128].mean(axis=0))):
-        plain = signed(tmp_path / f"plain {number}", stored)
-        assert framed > recall(sets, lambda text, plain=plain: paths(plain.search(text, 10, ANYWHERE))) + 0.05
-        plain.close()
+    monkeypatch.setattr(engines, "TWO_BITS_BELOW", 0)
+
+    recalls = []
+    for stored, turned in (
+        (images, lambda text: text),
+        (images - mean, lambda text: text),
+        (frame.picture(images), lambda text: frame.query([Part(text, text)]).vector),
+    ):
+        engine = signed(tmp_path / f"vectors {len(recalls)}", stored)
+        recalls.append(
+            recall(sets, lambda t, e=engine, turned=turned: paths(e.search(turned(t), 10, ANYWHERE)))
+        )
+        engine.close()
+    assert recalls[2] > max(recalls[:2]) + 0.05
 
 
 def test_a_filter_holds_in_both_stages(sets, searched):
