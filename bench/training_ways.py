@@ -28,7 +28,8 @@ from altdiffusion.losses import contrastive_loss, diffusion_loss, distillation_l
 from altdiffusion.trainable import add_lora, select_parameters
 from bench.training_models import LONGEST, Models, Samples, captions, padded, started, tokenizer
 from training.frozen import store_rounded
-from training.unet import schedule_fields
+from training.loop import Run
+from training.unet import drawn_timesteps, schedule_fields
 
 #: A thing to time, ready to be called.
 Part = Callable[[], None]
@@ -123,7 +124,7 @@ def our_alignment(models: Models, batch: int) -> Part:
     def step() -> None:
         clean, states = next(batches)
         noise = run.noise(*clean.shape)
-        timesteps = (run.uniform(len(clean)) * schedule.config.num_train_timesteps).long()
+        timesteps = drawn_timesteps(run, schedule, len(clean))
         noisy = schedule.add_noise(clean, noise, timesteps)
         with run.accelerator.autocast():
             prediction = run.model(noisy, timesteps, states).sample
@@ -162,6 +163,19 @@ def peer_student(models: Models, batch: int, precision: str) -> Part:
     return step
 
 
+def steps_of(run: Run, samples: Samples) -> Part:
+    """The steps of a run whose model gives the loss of a batch."""
+    batches = run.batches(samples)
+
+    def step() -> None:
+        batch = next(batches)
+        with run.accelerator.autocast():
+            loss = run.model(*batch)
+        run.step(loss)
+
+    return step
+
+
 class Student(nn.Module):
     """What `training.distill` trains, once the teacher's embeddings are kept."""
 
@@ -183,15 +197,7 @@ def our_distillation(models: Models, batch: int) -> Part:
         texts, target = zip(*items, strict=True)
         return list(texts), torch.stack(target)
 
-    batches = run.batches(Samples(list(zip(captions(batch), targets, strict=True)), collate))
-
-    def step() -> None:
-        texts, target = next(batches)
-        with run.accelerator.autocast():
-            loss = run.model(texts, target)
-        run.step(loss)
-
-    return step
+    return steps_of(run, Samples(list(zip(captions(batch), targets, strict=True)), collate))
 
 
 # Contrastive learning.
@@ -247,15 +253,7 @@ def our_contrast(models: Models, batch: int) -> Part:
         texts, image = zip(*items, strict=True)
         return dict(tokenize(list(texts), padding=True, return_tensors="pt")), torch.stack(image)
 
-    batches = run.batches(Samples(list(zip(captions(batch), images, strict=True)), collate))
-
-    def step() -> None:
-        tokens, image = next(batches)
-        with run.accelerator.autocast():
-            loss = run.model(tokens, image)
-        run.step(loss)
-
-    return step
+    return steps_of(run, Samples(list(zip(captions(batch), images, strict=True)), collate))
 
 
 # The peers' optimizer.

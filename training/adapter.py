@@ -42,6 +42,7 @@ from training.loop import Run
 from training.opened import Opened
 from training.pictures import CachedPictures, PicturesConfig
 from training.stage import run_stage
+from training.unet import drawn_timesteps
 from training.validation import Validation, ValidationConfig
 
 logger = logging.getLogger(__name__)
@@ -344,8 +345,7 @@ def train(config: AdapterConfig) -> None:
     for clean, texts, english in run.batches(data):
         clean = clean.to(run.accelerator.device)
         noise = run.noise(*clean.shape)
-        uniform = run.uniform(len(clean)) ** (1 / (1 + config.timestep_bias))
-        timesteps = (uniform * stage.schedule.config.num_train_timesteps).long()
+        timesteps = drawn_timesteps(run, stage.schedule, len(clean), config.timestep_bias)
         with run.accelerator.autocast():
             drawn, imitated = run.model(clean, noise, timesteps, texts, english)
         run.log(diffusion=drawn.detach(), imitation=imitated.detach())

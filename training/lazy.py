@@ -12,6 +12,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from altdiffusion.checkpoints import fingerprint
 from training.config import RunConfig
+from training.frozen import FORMATS
 
 #: Files that decide what a model makes of its input.
 DECISIVE = {".safetensors", ".bin", ".json", ".model", ".txt"}
@@ -62,8 +63,7 @@ def weights_key(vae: AutoencoderKL | LazyAutoencoder) -> str:
 
 def autocast(run: RunConfig, device: torch.device) -> AbstractContextManager[Any]:
     """The precision that a run trains in, before it has an accelerator."""
-    kinds = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-    kind = kinds[run.mixed_precision]
+    kind = FORMATS.get(run.mixed_precision)
     return torch.autocast(device.type, kind, enabled=kind is not None)
 
 

@@ -48,7 +48,7 @@ from training.stage import run_stage
 from training.streams import check_workers
 from training.swap import map_cross_attention
 from training.tower import TextTower
-from training.unet import UNetConfig, build_unet, schedule_fields, set_attention
+from training.unet import UNetConfig, build_unet, drawn_timesteps, schedule_fields, set_attention
 from training.validation import Validation, ValidationConfig
 
 logger = logging.getLogger(__name__)
@@ -242,8 +242,7 @@ def train(config: TextToImageConfig) -> None:
     for clean, texts in batches(dataset, run, vae):
         clean = clean.to(run.accelerator.device)
         noise = run.noise(*clean.shape)
-        uniform = run.uniform(len(clean)) ** (1 / (1 + config.timestep_bias))
-        timesteps = (uniform * schedule.config.num_train_timesteps).long()
+        timesteps = drawn_timesteps(run, schedule, len(clean), config.timestep_bias)
         if config.noise_offset:
             noise = noise + config.noise_offset * run.noise(*clean.shape[:2], 1, 1)
         noisy = schedule.add_noise(clean, noise, timesteps)

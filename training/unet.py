@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffusers import UNet2DConditionModel
+from jaxtyping import Int
+from torch import Tensor
 
 from altdiffusion.runtime import choose_attention
+from training.loop import Run
 
 logger = logging.getLogger(__name__)
 #: Stable Diffusion's noise schedule (Rombach et al. 2022, table 15; every checkpoint of this family has it).
@@ -63,6 +66,12 @@ def set_attention(unet: UNet2DConditionModel, name: Literal["auto", "sdpa", "xfo
         logger.info("attention: %s (%s)", backend, reason)
     if backend == "xformers":
         unet.enable_xformers_memory_efficient_attention()
+
+
+def drawn_timesteps(run: Run, schedule: Any, items: int, bias: float = 0.0) -> Int[Tensor, " batch"]:
+    """A timestep for each of this pass's samples, with a density like t to the power `bias`."""
+    uniform = run.uniform(items) ** (1 / (1 + bias))
+    return (uniform * schedule.config.num_train_timesteps).long()
 
 
 def schedule_fields(prediction_type: str, zero_terminal_snr: bool) -> dict[str, Any]:
