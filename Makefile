@@ -67,8 +67,9 @@ demo: $(VENV)/.stamp-core
 	@printf '%s\n' 'en: a lobster' 'th: กุ้งมังกร' | \
 		HF_HUB_OFFLINE=1 $(BIN)/altdiffusion generate --prompt-file - --seed 7 -o demo/lobster.png
 
+# A worker for each core, up to four, of one thread each. A file stays with one worker, for the models its tests share.
 test: $(VENV)/.stamp-dev debian
-	@$(BIN)/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: $(VENV)/.stamp-dev
 	@echo "ruff" && $(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .

@@ -21,6 +21,7 @@ from altdiffusion.conditioning import MAX_LENGTH
 from altdiffusion.layouts import Layout, Source
 from altdiffusion.model import AltCLIP
 from altdiffusion.reading import check_tensors, read_json, read_tensors, refusal
+from altdiffusion.requests import shorten
 from altdiffusion.sources import processor, read_models
 
 _PREDICTION_TYPES = ("epsilon", "v_prediction")
@@ -142,13 +143,13 @@ def _parts_of(pipeline: Any, clip: AltCLIP) -> dict[str, Any]:
 
 def _check_unet(config: Mapping[str, Any], view: AltCLIPTextModel, where: str | PathLike) -> None:
     if config.get("addition_embed_type"):  # Stable Diffusion XL's
-        raise ValueError(f"stable_diffusion: {str(where)!r:.80} has a UNet of another kind; {_ALLOWED}")
+        raise ValueError(f"stable_diffusion: {shorten(str(where))} has a UNet of another kind; {_ALLOWED}")
     adapter = text_adapter.adapter_of(view)
     width = config.get("cross_attention_dim")
     ours = view.config.project_dim if adapter is None else adapter.config.out_dim
     if width != ours:
         raise ValueError(
-            f"stable_diffusion: {str(where)!r:.80} has a UNet that takes {width} values a token; "
+            f"stable_diffusion: {shorten(str(where))} has a UNet that takes {width} values a token; "
             f"allowed with this AltCLIP: {ours}"
         )
 

@@ -26,6 +26,7 @@ from PIL import Image
 
 from altdiffusion import checkpoints
 from altdiffusion.pipelines import _Conditioned
+from altdiffusion.requests import shorten
 from altdiffusion.runtime import choose_device, choose_dtype
 
 _Pipeline = TypeVar("_Pipeline", bound="_Controlled")
@@ -130,7 +131,9 @@ def _load_controlnets(folder: Path, dtype: torch.dtype, variant: str | None) -> 
     """The folder's own: diffusers saves several as `controlnet`, `controlnet_1` and so on."""
     places = sorted(folder.glob("controlnet*"), key=lambda place: (len(place.name), place.name))
     if not places:
-        raise ValueError(f"controlnet: {str(folder)!r:.80} has none; allowed: controlnet=ControlNetModel(…)")
+        raise ValueError(
+            f"controlnet: {shorten(str(folder))} has none; allowed: controlnet=ControlNetModel(…)"
+        )
     nets = [checkpoints.load_strict(ControlNetModel, place, dtype=dtype, variant=variant) for place in places]
     return nets if len(nets) > 1 else nets[0]
 

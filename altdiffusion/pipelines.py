@@ -17,6 +17,7 @@ from altdiffusion import backbone, bundled, cards, checkpoints, text_adapter
 from altdiffusion.checkpoints import ADAPTER
 from altdiffusion.model import AltCLIP
 from altdiffusion.prompting import Prompting
+from altdiffusion.requests import shorten
 from altdiffusion.runtime import choose_attention, choose_device, choose_dtype
 
 _CARD = """---
@@ -268,4 +269,4 @@ def _read_defaults(folder: Path) -> GenerationDefaults | None:
     try:
         return GenerationDefaults(**bundled.card(folder)["defaults"])
     except (KeyError, TypeError):
-        raise ValueError(f"model: {str(file)!r:.80} is damaged: its defaults are none") from None
+        raise ValueError(f"model: {shorten(str(file))} is damaged: its defaults are none") from None

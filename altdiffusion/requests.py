@@ -53,13 +53,21 @@ class BadRequest(ValueError):
 
 
 def shorten(value: object, limit: int = 80) -> str:
-    """A value as it may stand in a message: escaped, on one line, at most `limit` characters."""
+    """A value as it may stand in a message: escaped, on one line, at most `limit` characters.
+
+    What is left out is from the middle: the end of a path says more than its beginning.
+    """
     if isinstance(value, int) and value.bit_length() > 1000:
         return (
             f"a whole number of {value.bit_length():,} bits"  # Python refuses to write out the longest ones
         )
-    text = repr(value[: limit + 1] if isinstance(value, str | bytes) else value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    if isinstance(value, str) and len(value) > 2 * limit:
+        value = value[:limit] + value[-limit:]  # a text of megabytes need not be escaped whole
+    elif isinstance(value, bytes) and len(value) > 2 * limit:
+        value = value[:limit] + value[-limit:]
+    text = repr(value)
+    head = limit // 3
+    return text if len(text) <= limit else f"{text[:head]}…{text[head + 1 - limit :]}"
 
 
 def clean_text(text: object, argument: str = "prompt") -> str:

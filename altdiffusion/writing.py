@@ -25,6 +25,7 @@ from altdiffusion import bundled, cards, checkpoints, ldm, towers
 from altdiffusion.conditioning import encode_prompts
 from altdiffusion.layouts import LEFTOVERS, Part, Source, detect, read
 from altdiffusion.reading import check_tensors, refusal
+from altdiffusion.requests import shorten
 
 Published = Literal["A", "B", "C"]
 #: What the verifying encode reads: three scripts, and the empty prompt that guidance needs.
@@ -111,7 +112,7 @@ def save_published(source: Source, layout: Published, target: str | os.PathLike)
 
 def check_target(target: Path) -> None:
     if target.is_file() or (target.exists() and any(target.iterdir())):
-        raise ValueError(f"target: {str(target)!r:.80} exists; allowed: a new name, or an empty folder")
+        raise ValueError(f"target: {shorten(str(target))} exists; allowed: a new name, or an empty folder")
 
 
 def published_tensors(source: Source, layout: Published) -> dict[str, Tensor]:

@@ -13,13 +13,12 @@ from altdiffusion.evaluation.datasets import (
     Captioned,
     Found,
     locate,
-    named,
     read_json,
     read_lines,
     tag_of,
     text_of,
 )
-from altdiffusion.requests import BadRequest
+from altdiffusion.requests import BadRequest, shorten
 
 Reader = Callable[[Path], list[Found]]
 
@@ -141,7 +140,7 @@ def _captioned(folder: Path, pairs: Iterable[tuple[str, str]]) -> Captioned:
         if text:
             by_picture.setdefault(name, []).append(text)
     if not by_picture:
-        raise BadRequest(f"data: {named(folder)} has no captions in its test split")
+        raise BadRequest(f"data: {shorten(str(folder))} has no captions in its test split")
     return Captioned(locate(folder, by_picture), tuple(tuple(texts) for texts in by_picture.values()))
 
 
@@ -186,7 +185,7 @@ def _parallel(listed: Path, file: Path, folder: Path) -> Captioned:
     names, captions = read_lines(listed), read_lines(file)
     if len(names) != len(captions):
         raise BadRequest(
-            f"data: {named(file)} has {len(captions):,} captions for {len(names):,} pictures; "
+            f"data: {shorten(str(file))} has {len(captions):,} captions for {len(names):,} pictures; "
             "allowed one in each line"
         )
     return _captioned(folder, zip((name.strip() for name in names), captions, strict=True))
@@ -206,7 +205,7 @@ def _clip_benchmark(files: dict[str, Path], tag: str) -> Captioned:
     file, content = files[tag], read_json(files[tag])
     names, captions = _fields(content, "image_paths", file), _fields(content, "annotations", file)
     if len(names) != len(captions):
-        raise BadRequest(f"data: {named(file)} has lists of different lengths; allowed parallel ones")
+        raise BadRequest(f"data: {shorten(str(file))} has lists of different lengths; allowed parallel ones")
     return _captioned(file.parent, zip(names, captions, strict=True))
 
 
@@ -216,7 +215,7 @@ def _json_rows(file: Path) -> list[dict]:
     except ValueError as error:
         if isinstance(error, BadRequest):
             raise
-        raise BadRequest(f"data: {named(file)} has a line that is not JSON ({error})") from None
+        raise BadRequest(f"data: {shorten(str(file))} has a line that is not JSON ({error})") from None
 
 
 def _mapping(value: object) -> dict:
@@ -226,11 +225,11 @@ def _mapping(value: object) -> dict:
 def _fields(content: object, name: str, file: Path) -> list:
     value = _mapping(content).get(name)
     if not isinstance(value, list):
-        raise BadRequest(f"data: {named(file)} has no list {name!r}; allowed the published layout")
+        raise BadRequest(f"data: {shorten(str(file))} has no list {name!r}; allowed the published layout")
     return value
 
 
 def _check_pairs(pairs: list[list[str]], file: Path, layout: str) -> None:
     for number, pair in enumerate(pairs, 1):
         if len(pair) != 2:
-            raise BadRequest(f"data: line {number} of {named(file)} has no caption; allowed {layout}")
+            raise BadRequest(f"data: line {number} of {shorten(str(file))} has no caption; allowed {layout}")

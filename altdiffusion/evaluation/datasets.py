@@ -56,7 +56,7 @@ class Picture:
         try:
             return open_image(content, "data")
         except ImageError as error:
-            where = f"{named(self.file)}: {shorten(self.name)}"
+            where = f"{shorten(str(self.file))}: {shorten(self.name)}"
             raise ImageError(f"data: {where}: {str(error).removeprefix('data: ')}") from None
 
     @property
@@ -108,7 +108,7 @@ class Found:
         try:
             return self.reader(tag)
         except (AttributeError, IndexError, KeyError, TypeError) as error:
-            what = f"{named(self.folder)} is not in the published layout of {self.name}"
+            what = f"{shorten(str(self.folder))} is not in the published layout of {self.name}"
             raise BadRequest(f"data: {what} ({shorten(repr(error))})") from error
 
 
@@ -154,7 +154,7 @@ def locate(folder: Path, names: Iterable[str]) -> tuple[Picture, ...]:
         file = next((path for path in tries if path.is_file()), Path())
         if not file.name:
             raise BadRequest(
-                f"data: the picture {shorten(name)} of {named(folder)} is missing; allowed beside the "
+                f"data: the picture {shorten(name)} of {shorten(str(folder))} is missing; allowed beside the "
                 "annotations, in images/ or a folder by its published name, there or in a sister folder"
             )
         places.sort(key=lambda place: place not in file.parents)  # the next one is likely there as well
@@ -168,19 +168,13 @@ def _around(folder: Path) -> Iterator[Path]:
         yield from sorted(entry for entry in above.iterdir() if entry.is_dir())
 
 
-def named(path: Path) -> str:
-    """A path for a message; one that is too long keeps its end, which says more."""
-    text = str(path)
-    return shorten(text) if len(text) <= 78 else f"'…{shorten(text[-76:])[1:]}"
-
-
 def read_lines(file: Path) -> list[str]:
     """UTF-8, plain or gzip; without line ends."""
     try:
         raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
         text = raw.decode("utf-8-sig")
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise BadRequest(f"data: {named(file)} cannot be read ({error})") from None
+        raise BadRequest(f"data: {shorten(str(file))} cannot be read ({error})") from None
     lines = [line.rstrip("\r") for line in text.split("\n")]  # captions may hold the other ends of lines
     return lines if lines[-1] else lines[:-1]
 
@@ -191,13 +185,13 @@ def read_json(file: Path) -> Any:
     except ValueError as error:
         if isinstance(error, BadRequest):
             raise
-        raise BadRequest(f"data: {named(file)} is not JSON ({error})") from None
+        raise BadRequest(f"data: {shorten(str(file))} is not JSON ({error})") from None
 
 
 def read_mapping(file: Path) -> dict[str, Any]:
     content = read_json(file)
     if not isinstance(content, dict):
-        raise BadRequest(f"data: {named(file)} is no JSON object; allowed the published layout")
+        raise BadRequest(f"data: {shorten(str(file))} is no JSON object; allowed the published layout")
     return content
 
 

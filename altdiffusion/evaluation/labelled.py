@@ -17,7 +17,6 @@ from altdiffusion.evaluation.datasets import (
     Found,
     Labelled,
     Picture,
-    named,
     read_lines,
     read_mapping,
     tag_of,
@@ -153,7 +152,7 @@ def _read_tree(tree: Path, names: Names, tag: str) -> Labelled:
     for path in sorted(path for path in tree.iterdir() if path.is_dir()):
         number = int(path.name) if path.name.isdecimal() else order.get(path.name)
         if number is None:
-            raise BadRequest(f"data: {named(path)} is none of the 1,000 classes of ILSVRC 2012")
+            raise BadRequest(f"data: {shorten(str(path))} is none of the 1,000 classes of ILSVRC 2012")
         folders[number] = path
     return _of_folders(folders, names[tag], tree)
 
@@ -176,7 +175,7 @@ def _of_folders(
         pictures += [Picture(file, file.relative_to(base).as_posix()) for file in files]
         labels += [label] * len(files)
     if not pictures:
-        raise BadRequest(f"data: {named(base)} holds no pictures of the classes that have names")
+        raise BadRequest(f"data: {shorten(str(base))} holds no pictures of the classes that have names")
     return Labelled(tuple(pictures), tuple(labels), tuple(name for _, name in both), templates)
 
 
@@ -239,10 +238,10 @@ def _babel_names(places: list[Path]) -> Names:
 def _cleaned(values: object, file: Path) -> tuple[str, ...]:
     """Names or templates; each must say something, as their places in the list count."""
     if not isinstance(values, list):
-        raise BadRequest(f"data: {named(file)} holds {shorten(values)}; allowed lists of texts")
+        raise BadRequest(f"data: {shorten(str(file))} holds {shorten(values)}; allowed lists of texts")
     cleaned = tuple(text_of(value) for value in values)
     if not all(cleaned):
-        raise BadRequest(f"data: {named(file)} has an empty name in a list; allowed names")
+        raise BadRequest(f"data: {shorten(str(file))} has an empty name in a list; allowed names")
     return cleaned
 
 
@@ -260,7 +259,7 @@ def _cifar(name: str, folder: Path, file: Path, listed: Path, before: int) -> Fo
         record = before + 1 + 3072
         content = file.read_bytes()
         if not content or len(content) % record:
-            raise BadRequest(f"data: {named(file)} is truncated; allowed records of {record} bytes")
+            raise BadRequest(f"data: {shorten(str(file))} is truncated; allowed records of {record} bytes")
         starts = range(0, len(content), record)
         pictures = [Picture(file, str(n), at + before + 1, 3072, planes=True) for n, at in enumerate(starts)]
         labels = tuple(content[at + before] for at in starts)
@@ -274,7 +273,7 @@ def _packed(folder: Path, names: Names, tag: str) -> Labelled:
     labels = tuple(int(text) for text in classes)
     _, class_names, templates = names[tag]
     if max(labels, default=0) >= len(class_names):
-        raise BadRequest(f"data: class {max(labels)} of {named(folder)} has no name in {tag}")
+        raise BadRequest(f"data: class {max(labels)} of {shorten(str(folder))} has no name in {tag}")
     return Labelled(tuple(pictures), labels, class_names, templates)
 
 
@@ -297,10 +296,12 @@ def _samples(folder: Path, suffix: str) -> tuple[list[Picture], list[str]]:
                 for stem, parts in samples.items():
                     image = next((part for part in parts if part in _SUFFIXES), None)
                     if image is None or suffix not in parts:
-                        raise BadRequest(f"data: {shorten(stem)} in {named(file)} lacks picture or {suffix}")
+                        raise BadRequest(
+                            f"data: {shorten(stem)} in {shorten(str(file))} lacks picture or {suffix}"
+                        )
                     stream.seek(parts[suffix][0])
                     texts.append(stream.read(parts[suffix][1]).decode("utf-8"))
                     pictures.append(Picture(file, f"{shard}.tar/{stem}{image}", *parts[image]))
         except (OSError, tarfile.TarError, UnicodeDecodeError) as error:
-            raise BadRequest(f"data: {named(file)} cannot be read ({error})") from None
+            raise BadRequest(f"data: {shorten(str(file))} cannot be read ({error})") from None
     return pictures, texts
