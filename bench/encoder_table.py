@@ -35,8 +35,8 @@ from bench.report import RESULTS, replace_section
 #: The stage's name, what it is, and whether it was shown English alone.
 STAGES = {
     "teacher_more": ("teacher", True),
-    "distill_again": ("teacher learning", False),
-    "contrast_again": ("contrastive learning", False),
+    "distill_lists": ("teacher learning", False),
+    "contrast_lists": ("contrastive learning", False),
 }
 RECIPES = Path("training/recipes/emoji")
 MARKS = ("<!-- encoder -->", "<!-- /encoder -->")

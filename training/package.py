@@ -3,7 +3,8 @@
 import json
 import shutil
 import subprocess
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,9 +15,8 @@ from transformers import AltCLIPModel, AutoTokenizer, CLIPImageProcessor
 from altdiffusion import bundled
 from altdiffusion.languages import LANGUAGES
 from training import export
-from training.config import RunConfig, parse
+from training.config import parse
 from training.emoji import load_emoji
-from training.stage import run_stage
 
 #: Shards stay below the size at which code hosts and reviewers begin to complain.
 SHARD_SIZE = "15MB"
@@ -34,9 +34,12 @@ STAGES = (
     "distill_again",
     "contrast_again",
     "unet_again",
+    "distill_lists",
+    "contrast_lists",
+    "unet_lists",
 )
 #: Those of them that ship: the UNet with its autoencoder, and both towers.
-UNET, TOWERS = "unet_again", "contrast_again"
+UNET, TOWERS = "unet_lists", "contrast_lists"
 #: Texts of the licences that the pictures and names came under, as Debian ships them.
 LICENCES = {
     "LICENSE-font.txt": "/usr/share/doc/fonts-noto-color-emoji/copyright",
@@ -53,7 +56,8 @@ class PackageConfig:
     output: Path = bundled.FOLDER
     steps: int = 20
     guidance_scale: float = 3.0
-    run: RunConfig = field(default_factory=RunConfig)
+    push_to_hub: str | None = None
+    """Also upload it, as owner/name."""
 
 
 def package(config: PackageConfig) -> None:
@@ -77,7 +81,7 @@ def package(config: PackageConfig) -> None:
         file.chmod(0o644)  # they come out for their owner alone; whoever installs the package shall read them
     bundled.write_manifest(aside)
     replace_folder(aside, config.output)
-    export.upload(config.output, config.run.push_to_hub, "The emoji model")
+    export.upload(config.output, config.push_to_hub, "The emoji model")
 
 
 def replace_folder(new: Path, old: Path) -> None:
@@ -152,7 +156,12 @@ commit.
 
 
 def main() -> None:
-    run_stage(parse(PackageConfig), package)
+    config = parse(PackageConfig)
+    try:
+        package(config)
+    except (ValueError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

@@ -1,0 +1,49 @@
+"""Packing stages into the folder that ships, on tiny models in the place of the trained ones."""
+
+import json
+
+import pytest
+
+from altdiffusion import AltCLIP, bundled
+from altdiffusion.pipelines import AltDiffusionPipeline
+from tests.fakes import COVERED, tiny_altclip_folder, tiny_stock_pipeline
+from training import package
+
+
+@pytest.fixture
+def stages(tmp_path):
+    folder = tmp_path / "stages"
+    for stage in package.STAGES:
+        (folder / stage).mkdir(parents=True)
+        (folder / stage / "config.yaml").write_text("optim: {learning_rate: 1e-3}\n")
+    tiny_stock_pipeline().save_pretrained(folder / package.UNET / "model")
+    (folder / package.UNET / "drawn.json").write_text(json.dumps({"covered": COVERED}))
+    tiny_altclip_folder(folder / package.TOWERS / "model")
+    return folder
+
+
+def test_what_is_packed_is_whole_and_opens_and_says_what_made_it(stages, tmp_path, monkeypatch):
+    out = tmp_path / "weights"
+    monkeypatch.setattr("sys.argv", ["package", "--stages", str(stages), "--output", str(out)])
+    package.main()
+    bundled.verify(out)
+    pipeline = AltDiffusionPipeline.from_pretrained(out, device="cpu")
+    assert pipeline.generation_defaults.steps == 20
+    assert AltCLIP.from_pretrained(out / "altclip", device="cpu").dim == 16
+    card = bundled.card(out)
+    assert set(card["covered"]) == set(COVERED) and list(card["recipe"]) == list(package.STAGES)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_stage_that_is_missing_is_told_in_one_line_and_the_old_model_stays(
+    stages, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "weights"
+    out.mkdir()
+    (out / "old").touch()
+    (stages / package.STAGES[0] / "config.yaml").unlink()
+    monkeypatch.setattr("sys.argv", ["package", "--stages", str(stages), "--output", str(out)])
+    with pytest.raises(SystemExit) as stopped:
+        package.main()
+    assert stopped.value.code == 2 and "config.yaml" in capsys.readouterr().err
+    assert (out / "old").exists()
