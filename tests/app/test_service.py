@@ -73,7 +73,7 @@ def test_sixteen_clients_get_what_each_would_get_alone(shared_pipeline: AltDiffu
     ]
     expected = [alone(shared_pipeline, request) for request in requests]
     got: dict[int, list[bytes]] = {}
-    with Service(shared_pipeline, max_waiting=16) as service:
+    with Service(shared_pipeline, max_waiting=16, batch=1) as service:
 
         def client(first: int) -> None:
             for number in range(first, len(requests), 16):
