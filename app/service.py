@@ -10,6 +10,7 @@ import functools
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ __all__ = [
     "ModelInfo",
     "Ranked",
     "Service",
+    "Ticket",
     "Waiting",
 ]
 
@@ -203,6 +205,10 @@ class Service:
         """The name of an emoji in other languages, for the bundled model; else nothing."""
         known = bool(self.info.covered) and Collection.exists()
         return self._emoji.versions(prompt, tags) if known else {}
+
+    def together(self) -> AbstractContextManager[Any]:
+        """What is submitted inside waits until all of it is there, and can be joined."""
+        return self._thread.held()
 
     def read(self, picture: str | bytes) -> Provenance:
         """How a PNG was made, from the note in it."""
