@@ -16,6 +16,7 @@ import secrets
 import tempfile
 import unicodedata
 from pathlib import Path
+from typing import IO
 
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
@@ -152,7 +153,7 @@ def save_png(
         aside.unlink(missing_ok=True)
 
 
-def write_png(image: Image.Image, file: io.BufferedIOBase, provenance: Provenance | None = None) -> None:
+def write_png(image: Image.Image, file: IO[bytes], provenance: Provenance | None = None) -> None:
     """To a file that is open, or a buffer."""
     image.save(file, "PNG", pnginfo=_chunks(provenance))
 

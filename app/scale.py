@@ -93,7 +93,7 @@ def build(options: Options) -> serve.Application:
     if options.max_replicas > options.replicas:
         bounds = {"min_replicas": options.replicas, "max_replicas": options.max_replicas}
         scaled = {"autoscaling_config": bounds | {"target_ongoing_requests": options.ongoing}}
-    return Replica.options(
+    return Replica.options(  # pyright: ignore[reportFunctionMemberAccess]
         ray_actor_options=resources, max_ongoing_requests=options.max_waiting, **scaled
     ).bind(options)
 

@@ -17,6 +17,7 @@ from altdiffusion.pipelines import AltDiffusionPipeline
 from altdiffusion.requests import BadRequest, GenerateRequest
 from app.service import Busy, Compared, Drawing, Drawn, Ranked, Service, Waiting
 from tests.fakes import COVERED, SENTENCES, tiny_vae
+from tests.test_readme import ROOT, blocks
 
 
 @pytest.fixture(scope="module")
@@ -386,3 +387,11 @@ def test_the_last_preview_of_the_bundled_model_looks_like_its_picture():
     pair = np.stack([np.asarray(preview).ravel(), np.asarray(picture).ravel()]).astype(float)
     assert np.corrcoef(pair)[0, 1] > 0.9
     assert time.monotonic() - began < 60
+
+
+@pytest.mark.weights
+def test_the_page_on_serving_is_right():
+    names: dict[str, Any] = {}
+    for code in blocks("python", ROOT / "docs/serving.md"):
+        exec(compile(code, "docs/serving.md", "exec"), names)
+    assert names["news"].pictures[0].image.size == (64, 64)
