@@ -52,8 +52,8 @@ def test_a_drawing_tells_its_place_its_steps_and_its_pictures(service: Service):
     steps = [one for one in news if isinstance(one, Drawing)]
     assert news[0] == Waiting(0)
     assert [type(one) for one in news[1:]] == [Drawing] * len(steps) + [Drawn]
-    assert all(one.steps == 12 for one in steps)
-    assert steps[-1].step == 12
+    assert all(one.steps == 6 for one in steps)  # two pictures in one batch
+    assert steps[-1].step == 6
     assert steps[-1].seconds_left == 0
     assert len(steps[-1].pictures) == 2
 
