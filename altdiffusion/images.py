@@ -8,6 +8,7 @@ and IPTC's mark of generated media.
 
 import contextlib
 import errno
+import hashlib
 import io
 import itertools
 import json
@@ -16,6 +17,7 @@ import secrets
 import tempfile
 import unicodedata
 from pathlib import Path
+from typing import IO
 
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
@@ -132,6 +134,11 @@ def _rgb(image: Image.Image) -> Image.Image:
     return white
 
 
+def pixels_digest(image: Image.Image) -> str:
+    """SHA-256 of a picture that has no file, or whose file is of no matter."""
+    return hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes()).hexdigest()
+
+
 def save_png(
     image: Image.Image, path: Path, provenance: Provenance | None = None, overwrite: bool = False
 ) -> None:
@@ -143,13 +150,18 @@ def save_png(
     aside = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         with aside.open("xb") as file:
-            image.save(file, "PNG", pnginfo=_chunks(provenance))
+            write_png(image, file, provenance)
         if overwrite:
             aside.replace(path)
         else:
             _rename_new(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def write_png(image: Image.Image, file: IO[bytes], provenance: Provenance | None = None) -> None:
+    """To a file that is open, or a buffer."""
+    image.save(file, "PNG", pnginfo=_chunks(provenance))
 
 
 def _rename_new(aside: Path, path: Path) -> None:
@@ -223,6 +235,7 @@ def parameters_text(made: Provenance) -> str:
         "Model hash": made.fingerprint and made.fingerprint[:10],
         "Model": made.model and json.dumps(made.model, ensure_ascii=False),
         "Denoising strength": made.strength,
+        "Clip skip": made.clip_skip and made.clip_skip + 1,  # theirs counts from the last layer, as 1
         "Version": made.versions.get("altdiffusion") and f"altdiffusion {made.versions['altdiffusion']}",
     }
     lines = [made.prompt]
@@ -232,7 +245,7 @@ def parameters_text(made: Provenance) -> str:
     return "\n".join(lines)
 
 
-def read_provenance(path: str | Path, argument: str = "picture") -> Provenance:
+def read_provenance(path: str | Path | bytes, argument: str = "picture") -> Provenance:
     """How a PNG was made: from our own note, else from AUTOMATIC1111's as far as that goes."""
     name, data = _read(path, argument)
     image = _header(name, data, ("PNG",), argument)
@@ -257,6 +270,7 @@ def parse_parameters(text: str) -> Provenance:
     settings = dict(pairs) if len(pairs) > 1 or lines[-1].startswith("Steps:") else {}
     prompt, _, negative = "\n".join(lines[:-1] if settings else lines).partition("Negative prompt: ")
     size = re.fullmatch(r"(\d{1,5})x(\d{1,5})", settings.get("Size", ""), re.ASCII)
+    skip = _number(int, settings.get("Clip skip"))
     samplers = {label.lower(): name for name, label in _SAMPLERS.items()}
     return Provenance(
         prompt=clean_text(prompt),
@@ -268,6 +282,7 @@ def parse_parameters(text: str) -> Provenance:
         width=size and int(size[1]),
         height=size and int(size[2]),
         strength=_number(float, settings.get("Denoising strength")),
+        clip_skip=skip - 1 if skip and 1 < skip <= 48 else None,
         model=clean_text(settings.get("Model", "").strip('"'), "model") or None,
         fingerprint=clean_text(settings.get("Model hash", ""), "fingerprint") or None,
     )
