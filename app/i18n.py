@@ -47,32 +47,12 @@ _SHAPES = {
 #: For `launch(js=…)`. gradio compares `navigator.language` with the languages that it has itself (no Italian,
 #: no Vietnamese, no bare `zh`) and takes English for all others, whatever `i18n` holds; it never sets `dir`.
 #: So the choice is made anew here, by the rule of `visitor_language`, and given to gradio's own switch.
-LOCALE_JS = """
-() => {
-  const known = %s, rtl = %s;
-  const show = async (wanted) => {
-    const tag = wanted.split("-")[0];
-    document.documentElement.dir = rtl.includes(tag) ? "rtl" : "ltr";
-    const taiwan = /^zh-(Hant|TW|HK|MO)/.test(wanted);
-    const own = { zh: taiwan ? "zh-TW" : "zh-CN", pt: wanted === "pt-BR" ? wanted : "pt" }[tag] ?? tag;
-    const loaded = performance.getEntriesByType("resource").map((entry) => entry.name);
-    const core = loaded.find((name) => /\\/core-[\\w-]+\\.js$/.test(name));
-    if (core) (await import(core)).changeLocale(own);
-    document.documentElement.lang = own;
-  };
-  window.altdiffusionLanguage = (tag) => {
-    document.cookie = `%s=${tag}; path=/; max-age=31536000; SameSite=Lax`;
-    return show(tag);
-  };
-  const chosen = document.cookie.match(/(?:^|; )%s=([a-z]+)/)?.[1];
-  const asked = [chosen, ...navigator.languages].filter((tag) => known.includes(tag?.split("-")[0]));
-  return show(asked[0] ?? "en");
-}
-""" % (
-    json.dumps(list(LANGUAGES)),
-    json.dumps([row.tag for row in LANGUAGES.values() if row.direction == "rtl"]),
-    COOKIE,
-    COOKIE,
+LOCALE_JS = (
+    (_FOLDER.parent / "locale.js")
+    .read_text(encoding="utf-8")
+    .replace("KNOWN", json.dumps(list(LANGUAGES)))
+    .replace("RTL", json.dumps([row.tag for row in LANGUAGES.values() if row.direction == "rtl"]))
+    .replace("COOKIE", COOKIE)
 )
 #: For the event of a language menu, whose value is a tag.
 CHOOSE_JS = "(tag) => { window.altdiffusionLanguage(tag); return tag; }"
@@ -112,12 +92,7 @@ def _for_widgets(key: str, template: str) -> bool:
 
 
 def _for_browser(tag: str) -> dict[str, str]:
-    """Braces are quoted, as the browser side reads texts as ICU messages."""
-    return {
-        _PREFIX + key: value.replace("{}", "'{}'")
-        for key, value in texts(tag).items()
-        if _for_widgets(key, value)
-    }
+    return {_PREFIX + key: value for key, value in texts(tag).items() if _for_widgets(key, value)}
 
 
 def say(key: str, tag: str, **values: Any) -> str:
@@ -163,8 +138,8 @@ def _range(text: str) -> tuple[float, str]:
 def translate(error: Exception, tag: str) -> str:
     """A refusal's line in another language; English where it is none that is known here.
 
-    The line is "argument: value and what is wrong; what is allowed", and English itself stays as it is: that is
-    also what programs get, to whom the argument's name says more than its label.
+    The line is "argument: value and what is wrong; what is allowed". English itself stays as it is: programs
+    get that, to whom the argument's name says more than its label.
     """
     line = str(error)
     name, colon, rest = line.partition(": ")
