@@ -32,9 +32,15 @@ _LONGEST_HEADER = 1000  # characters; browsers send some 50
 _FIELDS = {
     **{name: name for name in ("prompt", "negative_prompt", "steps", "size", "width", "height", "count")},
     **{name: name for name in ("seed", "scheduler", "strength", "language", "labels", "weight", "picture")},
-    **{name: name for name in ("clip_skip", "mask", "mix", "versions", "languages")},
+    **{name: name for name in ("clip_skip", "mask", "mix", "mix_share", "weighting", "versions")},
     **{"guidance_scale": "guidance", "image": "picture", "images": "picture", "templates": "template"},
-    **{"text": "query", "more": "more_like", "less": "less_like", "k": "results_count"},
+    **{
+        "text": "query",
+        "more": "more_like",
+        "less": "less_like",
+        "k": "results_count",
+        "prompts": "versions",
+    },
 }
 _NUMBER, _NAMES = r"-?[\d.,]+(?:e[+-]?\d+)?", r"[\w+-]+(?:, [\w+-]+)*"
 #: What a refusal's placeholders match; the rest matches anything.
