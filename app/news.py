@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -58,7 +57,7 @@ class Found:
 
     caption: str
     score: float
-    picture: Image.Image | Path
+    picture: Image.Image
     name: str
     names: Mapping[str, str] = field(default_factory=dict)
 

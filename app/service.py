@@ -5,8 +5,11 @@ waits; drawings are iterators of news that may be closed at any time. Heavy libr
 model is loaded, so that this module costs nothing.
 """
 
+import contextlib
+import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +18,9 @@ from PIL import Image
 
 from altdiffusion.images import read_provenance
 from altdiffusion.languages import LANGUAGES, language
-from altdiffusion.requests import SCHEDULERS, BadRequest, GenerateRequest, Provenance
+from altdiffusion.requests import SCHEDULERS, BadRequest, GenerateRequest, Provenance, shorten
 
+from .collection import Collection, opened
 from .meters import Meters
 from .news import Compared, Drawing, Drawn, Found, Limits, ModelInfo, Ranked
 from .queueing import Busy, Closed, Member, ModelThread, Ticket, Waiting
@@ -40,6 +44,7 @@ __all__ = [
 ]
 
 _PREVIEW_EVERY = 2  # steps
+_CLASSIFIERS = 32  # kept ready, of at most a hundred labels each
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ class Service:
         self.batch = batch or (1 if pipeline.device.type == "cpu" else 4)
         self.info = _info(pipeline, index, limits or Limits())
         self._preview = Previewer(pipeline.vae)
+        self._classifiers: OrderedDict[tuple, Any] = OrderedDict()
         self._meters, self._began = Meters(), time.time()
         self._thread = ModelThread(self._draw, max_waiting=max_waiting, most=self.batch)
 
@@ -92,8 +98,8 @@ class Service:
         options = {"dtype": dtype, "device": device}
         pipeline = AltDiffusionPipeline.from_pretrained(model, **options)
         clip = None if encoder is None else AltCLIP.from_pretrained(encoder, **options)
-        opened = None if index is None else ImageIndex.open(index)
-        return cls(pipeline, index=opened, encoder=clip, max_waiting=max_waiting, batch=batch)
+        pictures = None if index is None else ImageIndex.open(index, _maker(index, clip, pipeline))
+        return cls(pipeline, index=pictures, encoder=clip, max_waiting=max_waiting, batch=batch)
 
     def generate(
         self,
@@ -115,7 +121,7 @@ class Service:
         return self._submit("generate", _Work([order], lambda drawn: Drawn(tuple(drawn[0]))))
 
     def compare(self, prompts: Mapping[str, str], request: GenerateRequest) -> Ticket:
-        """A picture of each language's prompt, all from one seed: `Waiting`, `Drawing`, at last `Compared`."""
+        """A picture of each language's prompt, from one seed: `Waiting`, `Drawing`, at last `Compared`."""
         if not prompts:
             raise BadRequest("prompts: nothing given; allowed one or more languages with a prompt each")
         request = request.model_copy(update={"count": 1}).with_seed()
@@ -128,6 +134,71 @@ class Service:
         return self._submit(
             "compare", _Work(list(orders.values()), lambda drawn: self._compared(list(orders), drawn))
         )
+
+    def search(
+        self,
+        text: str = "",
+        *,
+        image: Image.Image | None = None,
+        more: str = "",
+        less: str = "",
+        weight: float = 0.5,
+        k: int = 20,
+    ) -> list[Found]:
+        """The `k` best pictures of the index, or of the bundled model's emoji. See `ImageIndex.search`."""
+        from altdiffusion.retrieval import asking
+
+        given = (text or None, image, weight, more or None, less or None)
+        asked = asking.Asked.checked(*given)
+        _at_most("k", k, self.info.limits.results)
+        if not self.info.has_search:
+            raise BadRequest("index: this model brings no collection; allowed with --index FOLDER")
+        index, names = self.index, ("text", "image", "weight", "more", "less")
+        if index is None:
+            emoji = self._emoji
+            while not emoji.ready:
+                self._thread.call(lambda: emoji.encode_some(self._encoder_for("search")))
+            return self._call("search", lambda: emoji.search(self._encoder_for("search"), asked, k))
+        hits = self._call("search", lambda: index.search(**dict(zip(names, given, strict=True)), k=k))
+        return list(opened(hits, Path(index.manifest.root)))
+
+    def classify(
+        self,
+        image: Image.Image,
+        labels: Mapping[str, Sequence[str]] | Sequence[str],
+        *,
+        language: str = "en",
+        templates: Sequence[str] | None = None,
+        multi_label: bool = False,
+    ) -> Ranked:
+        """Which of the labels the picture shows. Labels by language are ranked in each; the scores are those
+        in `language` where it is among them, else in the first."""
+        from altdiffusion import classification
+
+        by_language = dict(labels) if isinstance(labels, Mapping) else {language: labels}
+        checked = {tag: classification.check_labels(several) for tag, several in by_language.items()}
+        if not checked:
+            raise BadRequest("labels: nothing given; allowed one or more names of what a picture may show")
+        for tag in checked:
+            classification.templates_of(tag)
+        own = None if templates is None else classification.check_templates(templates)
+        _at_most("labels", sum(map(len, checked.values())), self.info.limits.labels)
+        _at_most("templates", len(own or [""]), self.info.limits.templates)
+
+        def rank() -> dict[str, Any]:
+            clip = self._encoder_for("classify")
+            ready = {tag: self._classifier(clip, tag, several, own) for tag, several in checked.items()}
+            return {tag: one(image, multi_label=multi_label)[0] for tag, one in ready.items()}
+
+        ranked = self._call("classify", rank)
+        main = ranked.get(language) or next(iter(ranked.values()))
+        agreement = {tag: (one.label, one.score) for tag, one in ranked.items()}
+        return Ranked(main.labels, main.scores, agreement)
+
+    def versions_of(self, prompt: str, tags: Sequence[str]) -> dict[str, str]:
+        """The name of an emoji in other languages, for the bundled model; else nothing."""
+        known = bool(self.info.covered) and Collection.exists()
+        return self._emoji.versions(prompt, tags) if known else {}
 
     def read(self, picture: str | bytes) -> Provenance:
         """How a PNG was made, from the note in it."""
@@ -172,11 +243,8 @@ class Service:
     def _submit(self, action: str, work: _Work) -> Ticket:
         key = work.orders[0].key
         size = sum(order.request.count for order in work.orders)
-        try:
+        with self._refusals():
             ticket = self._thread.submit(work, key=key, size=size)
-        except Busy:
-            self._meters.add("refusals_total", label="busy")
-            raise
         self._meters.add("requests_total", label=action)
         return ticket
 
@@ -227,6 +295,42 @@ class Service:
             texts, images = (rows @ rows.T).tolist(), (columns @ columns.T).tolist()
         return Compared(pictures, grid, texts, images)
 
+    @functools.cached_property
+    def _emoji(self) -> Collection:
+        return Collection()
+
+    def _call(self, action: str, function: Callable[[], Any]) -> Any:
+        """On the model's thread, between two steps of whatever is drawn."""
+        with self._refusals():
+            result = self._thread.call(function)
+        self._meters.add("requests_total", label=action)
+        return result
+
+    @contextlib.contextmanager
+    def _refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except Busy:
+            self._meters.add("refusals_total", label="busy")
+            raise
+
+    def _classifier(self, clip: "AltCLIP", tag: str, labels: tuple[str, ...], templates: Any) -> Any:
+        """Encoding labels in many templates takes longer than all the rest, and people ask again."""
+        from altdiffusion import ZeroShotClassifier
+
+        key = (tag, labels, templates)
+        if key not in self._classifiers:
+            self._classifiers[key] = ZeroShotClassifier(clip, labels, language=tag, templates=templates)
+        self._classifiers.move_to_end(key)
+        if len(self._classifiers) > _CLASSIFIERS:
+            self._classifiers.popitem(last=False)
+        return self._classifiers[key]
+
+    def _encoder_for(self, action: str) -> "AltCLIP":
+        if (clip := self._clip()) is None:
+            raise BadRequest(f"encoder: this model holds none; allowed to {action} with --encoder MODEL")
+        return clip
+
     def _clip(self) -> "AltCLIP | None":
         """The encoder, loaded when it is first needed; None where the model holds none."""
         if self._encoder is None:
@@ -250,9 +354,19 @@ def _info(pipeline: "AltDiffusionPipeline", index: "ImageIndex | None", limits: 
         languages=tuple(card.get("languages") or LANGUAGES),
         covered=tuple(card.get("covered") or ()),
         schedulers=tuple(SCHEDULERS),
-        has_search=index is not None or bool(card),
+        has_search=index is not None or bool(card.get("covered") and Collection.exists()),
         limits=limits,
     )
+
+
+def _maker(index: str | Path, clip: "AltCLIP | None", pipeline: "AltDiffusionPipeline") -> "AltCLIP | None":
+    """The encoder at hand, if it made the index; else the index finds its own at its first search."""
+    from altdiffusion.retrieval import manifest
+
+    with contextlib.suppress(ValueError):
+        clip = clip or pipeline.altclip
+    made = manifest.read(Path(index).absolute()).fingerprint
+    return clip if clip is not None and clip.fingerprint == made else None
 
 
 def _check_limits(request: GenerateRequest, info: ModelInfo) -> None:
@@ -262,7 +376,10 @@ def _check_limits(request: GenerateRequest, info: ModelInfo) -> None:
     if request.width * request.height > pixels:
         size = f"{request.width}x{request.height}"
         raise BadRequest(f"size: {size} is too large here; allowed up to {pixels:,} pixels")
-    for name, most in (("steps", limits.steps), ("count", limits.count)):
-        value = getattr(request, name)
-        if value > most:
-            raise BadRequest(f"{name}: {value}; allowed here a whole number from 1 to {most}")
+    _at_most("steps", request.steps, limits.steps)
+    _at_most("count", request.count, limits.count)
+
+
+def _at_most(name: str, value: Any, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise BadRequest(f"{name}: {shorten(value)}; allowed here a whole number from 1 to {most}")
