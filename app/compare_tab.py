@@ -32,9 +32,7 @@ def build(service: Any) -> None:
             )
             with gr.Row():
                 seed = gr.Number(7, label=text("seed"), min_width=100)
-                steps = gr.Number(
-                    label=text("steps"), placeholder=f"{service.info.generation_defaults.steps}", min_width=100
-                )
+                steps = gr.Number(service.info.generation_defaults.steps, label=text("steps"), min_width=100)
             with gr.Row():
                 run = gr.Button(text("compare"), variant="primary", min_width=120, elem_id="ad-compare")
                 stop = gr.Button(text("stop"), variant="stop", min_width=120)

@@ -77,8 +77,9 @@ def build_demo(service: Any) -> gr.Blocks:
         with gr.Row(elem_id="ad-head"):
             gr.Markdown(text("tagline"), elem_id="ad-tagline")
             menu = gr.Dropdown(
-                ENDONYMS, value="en", label=text("language"), elem_id="ad-language", min_width=120, scale=0
-            )
+                ENDONYMS, value="en", label=text("language"), container=False, elem_id="ad-language",
+                min_width=120, scale=0,
+            )  # fmt: skip
         with gr.Tabs() as tabs:
             with gr.Tab(text("tab_generate"), id="generate"):
                 drawing = generate_tab.build(service)

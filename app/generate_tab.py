@@ -21,7 +21,7 @@ from .i18n import EXAMPLES, say, text, visitor_language
 
 _MOST_LAYERS, _MOST_EDITS = 8, 16
 #: The seed -1 is a random one. Both happen in the browser: the checkbox sets the box, and a number unticks it.
-_TICKED_JS = "(random, used) => random ? -1 : used ?? 0"
+_TICKED_JS = "(random, used) => random ? -1 : Number(used || 0)"
 _TYPED_JS = "(seed) => seed === null || seed < 0"
 
 
@@ -64,14 +64,14 @@ def build(service: Any) -> Parts:
                 label=text("gallery"),
                 format="png",
                 columns=2,
-                height="auto",
+                height=380,
                 object_fit="contain",
                 interactive=False,
                 buttons=["download", "fullscreen"],
                 elem_id="ad-gallery",
             )
-            used = gr.Number(label=text("seed_used"), interactive=False, precision=0, elem_id="ad-used")
-            history = History()
+            used = gr.Textbox(label=text("seed_used"), interactive=False, buttons=["copy"], elem_id="ad-used")
+            history = History(service.info.generation_defaults)
     settings = {"prompt": prompt} | settings
     made = gr.State()
     event = gr.on(
@@ -95,7 +95,7 @@ def _stopped(request: gr.Request) -> str:
 
 
 def _advanced(service: Any) -> tuple[dict[str, Any], gr.Checkbox]:
-    """An empty box is the model's own value, which it shows in grey."""
+    """The boxes begin with the model's own values: gradio shows an empty one as 0."""
     own = service.info.generation_defaults
     made = {}
     with gr.Accordion(text("advanced"), open=False, elem_id="ad-advanced"):
@@ -107,20 +107,19 @@ def _advanced(service: Any) -> tuple[dict[str, Any], gr.Checkbox]:
             made["width"] = _number("width", own.width, step=8)
             made["height"] = _number("height", own.height, step=8)
         with gr.Row():
-            made["seed"] = _number("seed", value=-1)
+            made["seed"] = _number("seed", -1)
             random = gr.Checkbox(True, label=text("seed_random"), min_width=100)
         with gr.Row():
             choices = [(text("scheduler_own"), ""), *((name, name) for name in service.info.schedulers)]
             made["scheduler"] = gr.Dropdown(choices, value="", label=text("scheduler"), min_width=100)
-            made["clip_skip"] = _number("clip_skip", value=0)
-            made["count"] = _number("count", value=1)
+            made["clip_skip"] = _number("clip_skip", 0)
+            made["count"] = _number("count", 1)
         made["weighting"] = gr.Checkbox(False, label=text("weighting"), info=text("weighting_help"))
     return made, random
 
 
-def _number(key: str, own: float | None = None, value: float | None = None, step: float = 1) -> gr.Number:
-    hint = None if own is None else f"{own:g}"
-    return gr.Number(value, label=text(key), placeholder=hint, step=step, min_width=100)
+def _number(key: str, value: float, step: float = 1) -> gr.Number:
+    return gr.Number(value, label=text(key), step=step, min_width=100)
 
 
 def _start() -> tuple[ImageEditor, gr.Slider]:
@@ -225,7 +224,7 @@ class _Handler:
                 yield gr.skip(), shown, gr.skip(), gr.skip()
             else:
                 files = [picture_file(picture) for picture in result.pictures]
-                yield files, shown, result.pictures[0].provenance.seed, kept(result.pictures[0])
+                yield files, shown, str(result.pictures[0].provenance.seed), kept(result.pictures[0])
 
     def _opened(self, value: Any) -> tuple[Image.Image | None, Image.Image | None]:
         """The editor's picture, and white where it is painted; None where there is none of either."""

@@ -103,16 +103,18 @@ class Teller:
         return self._bar(line, news.step / max(1, news.steps))
 
     def done(self) -> str:
-        return self.line(say("done_in", self.tag, seconds=f"{time.monotonic() - self.began:.1f}"))
+        return html.escape(say("done_in", self.tag, seconds=f"{time.monotonic() - self.began:.1f}"))
 
     @staticmethod
     def line(text: str) -> str:
         return f'<p class="ad-line" role="status">{html.escape(text)}</p>'
 
-    def _bar(self, line: str, share: float | None = None) -> str:
-        value = "" if share is None else f' value="{share:.3f}"'
-        text = html.escape(line)
-        bar = f'<progress max="1"{value} aria-label="{text}"></progress>'
+    def _bar(self, line: str, share: float = 0.0) -> str:
+        percent = round(100 * share)
+        bar = (
+            f'<div class="ad-bar" role="progressbar" aria-valuemin="0" aria-valuemax="100" '
+            f'aria-valuenow="{percent}" aria-label="{html.escape(line)}"><span style="width:{percent}%"></span></div>'
+        )
         return f'{self.line(line)}{bar}<div class="ad-previews">{self.previews}</div>'
 
 

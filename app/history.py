@@ -11,7 +11,7 @@ from .handling import HELPER, data_uri
 from .i18n import say, text, visitor_language
 
 _MOST = 24  # pictures, some 3 kB each; browsers keep 5 MB for a page
-#: What of a picture's making is kept, and set again by "reuse"; missing ones go back to the model's own.
+#: What of a picture's making is kept, and set again by "reuse"; for what is missing, None is the model's own.
 REUSED: dict[str, Any] = {
     "prompt": "",
     "negative_prompt": "",
@@ -39,7 +39,8 @@ def kept(picture: Any) -> dict[str, Any]:
 class History:
     """The widgets; to be built where they are to be seen."""
 
-    def __init__(self) -> None:
+    def __init__(self, own: Any) -> None:
+        self._own = own
         with gr.Accordion(text("history"), open=True, elem_id="ad-history"):
             self.kept = gr.BrowserState([], storage_key="altdiffusion-history", secret="history")
             self.view = gr.HTML(js_on_load=_CLICK_JS, elem_id="ad-kept")
@@ -77,13 +78,14 @@ class History:
         if not isinstance(number, int) or not 0 <= number < len(entries):
             raise BadRequest(f"number: {shorten(number)}; allowed one of the history")
         gr.Info(say("settings_reused", visitor_language(request)))
-        return reused(entries[number])
+        return reused(entries[number], self._own)
 
 
-def reused(made: dict[str, Any]) -> list[Any]:
+def reused(made: dict[str, Any], own: Any) -> list[Any]:
     """Values for the settings' widgets, in the order of `REUSED`, and for the tick at the random seed."""
-    values = [made.get(name, own) for name, own in REUSED.items()]
-    return [*values, made.get("seed") is None]
+    found = {name: made.get(name, default) for name, default in REUSED.items()}
+    values = [getattr(own, name, None) if value is None else value for name, value in found.items()]
+    return [*values, found["seed"] == -1]
 
 
 def _entries(value: Any) -> list[dict[str, Any]]:

@@ -12,15 +12,17 @@ FONTS = (
 MONO = ("Noto Sans Mono", "ui-monospace", "monospace")
 
 CSS = """
-.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
+.gradio-container { width: 100%; }
+.gradio-container > .main { width: 100%; max-width: 1180px !important; margin: 0 auto; }
 /* Each line of what people write starts on the side of its own script. */
 textarea, input[type=text], .ad-told dd, #ad-grid label { unicode-bidi: plaintext; text-align: start; }
 #ad-head { align-items: center; flex-wrap: nowrap; }
 #ad-tagline p { font-size: 1.15rem; font-weight: 600; margin: 0; }
-#ad-language { flex: 0 0 auto; width: 11rem; }
+#ad-language { flex: 0 0 auto; width: 9.5rem; }
 #ad-model { opacity: .75; font-size: .85rem; }
 .ad-line { margin: 0 0 .25rem; font-variant-numeric: tabular-nums; }
-#ad-status progress, #ad-compare-status progress, #ad-mix progress { width: 100%; height: .5rem; accent-color: var(--primary-600); }
+.ad-bar { height: .5rem; border-radius: 99px; background: var(--border-color-primary); overflow: hidden; }
+.ad-bar span { display: block; height: 100%; background: var(--primary-500); transition: width .2s; }
 .ad-previews { display: flex; gap: .5rem; flex-wrap: wrap; margin-top: .5rem; }
 .ad-previews img { width: 160px; max-width: 45%; border-radius: var(--radius-md); }
 .ad-kept { display: flex; flex-wrap: wrap; gap: .375rem; margin: .5rem 0; }

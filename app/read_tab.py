@@ -44,7 +44,7 @@ def build(service: Any, tabs: gr.Tabs, settings: dict[str, Any], random: gr.Chec
     read.success(_told, made, [told, reuse], **HELPER)
     picture.clear(lambda: ("", gr.Button(interactive=False)), None, [told, reuse], **HELPER)
     targets = [*(settings[name] for name in REUSED), random]
-    taken = reuse.click(_reused, made, targets, preprocess=False, **HELPER)
+    taken = reuse.click(_Handler(service).reuse, made, targets, preprocess=False, **HELPER)
     taken.success(lambda: gr.Tabs(selected="generate"), None, tabs, **HELPER)
 
 
@@ -63,6 +63,12 @@ class _Handler:
         with open(path, "rb") as file:  # noqa: PTH123
             return self._service.read(file.read()).to_dict()
 
+    def reuse(self, made: Any, request: gr.Request) -> list[Any]:
+        if not isinstance(made, dict):
+            raise BadRequest("picture: missing; allowed an uploaded picture")
+        gr.Info(say("settings_reused", visitor_language(request)))
+        return reused(made, self._service.info.generation_defaults)
+
 
 def _told(made: dict[str, Any], request: gr.Request) -> tuple[str, Any]:
     tag = visitor_language(request)
@@ -72,10 +78,3 @@ def _told(made: dict[str, Any], request: gr.Request) -> tuple[str, Any]:
         if name in made
     )
     return f'<dl class="ad-told">{rows}</dl>', gr.Button(interactive=True)
-
-
-def _reused(made: Any, request: gr.Request) -> list[Any]:
-    if not isinstance(made, dict):
-        raise BadRequest("picture: missing; allowed an uploaded picture")
-    gr.Info(say("settings_reused", visitor_language(request)))
-    return reused(made)
