@@ -62,6 +62,7 @@ def generate(
     count: Annotated[str | None, _flag("N", "1", "Pictures to draw; number i has seed + i.")] = None,
     size: Annotated[str | None, _flag("N|WxH", _OWN, "Pixels, multiples of 8.")] = None,
     scheduler: Annotated[str | None, _flag("NAME", _OWN, f"One of {', '.join(SCHEDULERS)}.")] = None,
+    clip_skip: Annotated[str | None, _flag("N", "0", "Last layers of the text tower to leave out.")] = None,
     from_: Annotated[
         str | None, _flag("PICTURE", "", "Repeat it; other flags change it.", name="from")
     ] = None,
@@ -88,6 +89,7 @@ def generate(
             "negative_prompt": negative_prompt,
             "count": count,
             "scheduler": scheduler,
+            "clip_skip": clip_skip,
             "image": image,
             "strength": strength,
         },

@@ -51,6 +51,8 @@ def draw(
         requests = _in_languages(prompt, languages, prompt_file, fields)
     else:
         requests = [GenerateRequest.from_text(**_with_prompt(prompt, fields)).with_seed()]
+    for request in requests:
+        request.check_strength(request.image is not None)
     folder, file = destination(output)
     pictures = _drawn(_model_of(made, model), requests, made)
     _save(pictures, folder, file, grid=grid, as_json=as_json)
@@ -58,6 +60,8 @@ def draw(
 
 def _made(picture: str, image: str | None) -> Provenance:
     made = read_provenance(picture, "from")
+    if made.mask:
+        raise BadRequest(f"from: {shorten(picture)} was drawn into a masked picture; allowed in the app only")
     if made.image and image is None:
         raise BadRequest(f"from: {shorten(picture)} was drawn from another picture; give that with --image")
     if made.image and image and hashlib.sha256(Path(image).read_bytes()).hexdigest() != made.image:

@@ -9,7 +9,7 @@ import copy
 import hashlib
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ import diffusers
 import numpy as np
 import torch
 import transformers
+from jaxtyping import Float
 from PIL import Image, ImageOps
+from torch import Tensor
 
-from altdiffusion import __version__
-from altdiffusion.images import open_image
+from altdiffusion import __version__, prompts
+from altdiffusion.images import open_image, upright_rgb
 from altdiffusion.requests import MAX_SEED, SCHEDULERS, BadRequest, GenerateRequest, Provenance
 
 #: What a scheduler needs besides its class to be what its name says.
@@ -44,51 +46,163 @@ class Picture:
     flagged: bool = False
 
 
+@dataclass(frozen=True)
+class Order:
+    """A request as a model is to draw it: checked, nothing left open, its pictures at hand. See `prepare`."""
+
+    request: GenerateRequest
+    start: Image.Image | None = None
+    mask: Image.Image | None = None
+    digests: tuple[str | None, str | None] = (None, None)
+
+    @property
+    def key(self) -> tuple:
+        """Equal for orders that may be drawn in one batch."""
+        asked = self.request
+        kind = ("text", "image", "inpaint")[(self.start is not None) + (self.mask is not None)]
+        strength = asked.strength if self.start else None
+        return (
+            kind, asked.width, asked.height, asked.steps, asked.guidance_scale, asked.scheduler, strength,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far a drawing is. `places` says of each row of `latents` which order it is of, and which picture.
+
+    The latents are those of the picture that the model expects at this step, not the noisy ones.
+    """
+
+    done: int
+    of: int
+    places: tuple[tuple[int, int], ...]
+    latents: Float[Tensor, "batch channels height width"]
+
+
 def generate(
     pipeline: Any,
     request: GenerateRequest,
     on_step: Callable[[int, int], None] | None = None,
     *,
+    start: Image.Image | None = None,
+    mask: Image.Image | None = None,
     batch_size: int | None = None,
 ) -> list[Picture]:
     """Draws `request.count` pictures, number i from the seed `seed + i`, so that each can be repeated alone.
 
     Noise comes from the CPU's generator on every device. On the CPU pictures are drawn one at a time, so that
     one drawn again has the same bytes; larger batches, usual on an accelerator, differ by less than 1e-4.
-    `on_step(done, of)` is called after every step; what it raises ends the drawing and is passed on.
+    `start` is a picture to start from that has no path for `request.image`; where `mask` is white it is drawn
+    anew. `on_step(done, of)` is called after every step; what it raises ends the drawing and is passed on.
     """
+    order = prepare(pipeline, request, start=start, mask=mask)
+    watch = on_step and (lambda step: on_step(step.done, step.of))
+    return draw_together(pipeline, [order], watch, batch_size=batch_size)[0]
+
+
+def prepare(
+    pipeline: Any,
+    request: GenerateRequest,
+    *,
+    start: Image.Image | None = None,
+    mask: Image.Image | None = None,
+) -> Order:
+    """Completes a request, opens and fits its pictures, and refuses what this model cannot draw."""
+    request.check_strength(start is not None or request.image is not None)
     request = complete(request, pipeline.generation_defaults)
-    start = open_image(request.image) if request.image else None
-    with _lock(pipeline):
-        runner = _runner(pipeline, request)
-        most = batch_size or _batch_size(runner, request)
-        seeds = [(request.seed + i) % (MAX_SEED + 1) for i in range(request.count)]
-        batches = [seeds[at : at + most] for at in range(0, len(seeds), most)]
-        arguments = _arguments(request, start)
-        pictures = []
-        for number, batch in enumerate(batches):
-            step = on_step and _step_callback(on_step, number, len(batches))
-            arrays, flags = _draw(runner, request, arguments, batch, step)
-            pictures += zip(arrays, batch, flags, strict=True)
-    made = _provenance(pipeline, request)
-    return [
-        Picture(Image.fromarray((array * 255).round().astype(np.uint8)), made(seed), flag)
-        for array, seed, flag in pictures
-    ]
+    _check_texts(pipeline, request)
+    digest = None
+    if start is not None:
+        start = upright_rgb(start)
+        digest = _digest(start)
+    elif request.image:
+        start, digest = (
+            open_image(request.image),
+            hashlib.sha256(Path(request.image).read_bytes()).hexdigest(),
+        )
+    if start is not None:
+        _check_strength(request)
+        start = ImageOps.fit(start, _size(request), Image.Resampling.LANCZOS)
+    if mask is None:
+        return Order(request, start, None, (digest, None))
+    if start is None:
+        raise BadRequest("mask: given without a picture; allowed with one to start from")
+    mask_digest = _digest(mask.convert("L"))
+    fitted = ImageOps.fit(mask.convert("L"), _size(request), Image.Resampling.LANCZOS)
+    mask = fitted.point(lambda value: 255 * (value > 127))
+    if not mask.getbbox():
+        raise BadRequest("mask: nothing is marked; allowed a mask that is white where to draw")
+    return Order(request, start, mask, (digest, mask_digest))
+
+
+def draw_together(
+    pipeline: Any,
+    orders: Sequence[Order],
+    watch: Callable[[Step], None] | None = None,
+    *,
+    batch_size: int | None = None,
+) -> list[list[Picture]]:
+    """The pictures of each order; all orders have one `key`, so that as many as fit share a batch.
+
+    Each picture has a generator of its own, so the noise of one does not depend on its neighbours.
+    """
+    if len({order.key for order in orders}) != 1:
+        raise ValueError("orders: none, or of several keys; allowed one or more that have one key")
+    first = orders[0].request
+    drawn: list[list[Picture]] = [[] for _ in orders]
+    made = [_provenance(pipeline, order) for order in orders]
+    rows = [(number, i) for number, order in enumerate(orders) for i in range(order.request.count)]
+    with _lock(pipeline), torch.no_grad():
+        runner = _runner(pipeline, orders[0])
+        most = batch_size or _batch_size(runner, first)
+        embeds = [_conditioning(runner, order.request) for order in orders]
+        batches = [tuple(rows[at : at + most]) for at in range(0, len(rows), most)]
+        for number, places in enumerate(batches):
+            step = watch and _step_callback(watch, runner, number, len(batches), places)
+            seeds = [_seed(orders[order].request, i) for order, i in places]
+            arguments = _arguments(orders, places) | _together([embeds[order] for order, _ in places])
+            arrays, flags = _draw(runner, first, arguments, seeds, step)
+            for (order, _), seed, array, flag in zip(places, seeds, arrays, flags, strict=True):
+                image = _finished(runner, orders[order], array)
+                drawn[order].append(Picture(image, made[order](seed), flag))
+    return drawn
 
 
 def complete(request: GenerateRequest, defaults: Any) -> GenerateRequest:
     """The request with the model's defaults for what it leaves open, and with its seed drawn."""
     names = ("steps", "guidance_scale", "width", "height", "scheduler")
     open_fields = {name: getattr(defaults, name) for name in names if getattr(request, name) is None}
-    request = request.model_copy(update=open_fields).with_seed()
+    return request.model_copy(update=open_fields).with_seed()
+
+
+def _check_strength(request: GenerateRequest) -> None:
     assert request.steps is not None
-    if request.image and int(request.steps * request.strength) < 1:
+    if int(request.steps * request.strength) < 1:
         raise BadRequest(
             f"strength: {request.strength} of {request.steps} steps leaves none to draw; "
             f"allowed at least {1 / request.steps:.3g}, or more steps"
         )
-    return request
+
+
+def _check_texts(pipeline: Any, request: GenerateRequest) -> None:
+    tower = pipeline.text_encoder
+    layers = tower.config.num_hidden_layers
+    if request.clip_skip and not hasattr(tower, "transformation"):
+        raise BadRequest(f"clip_skip: {request.clip_skip}; allowed 0 with this model's text encoder")
+    if request.clip_skip and request.clip_skip >= layers:
+        raise BadRequest(
+            f"clip_skip: {request.clip_skip}; allowed 0 to {layers - 1} of the text tower's {layers} layers"
+        )
+    if request.weighting:
+        for name in ("prompt", "negative_prompt", "mix"):
+            try:
+                prompts.parse(getattr(request, name) or "")
+            except ValueError as error:
+                raise BadRequest(str(error).replace("prompt", name, 1)) from None
+
+
+def _digest(image: Image.Image) -> str:
+    return hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes()).hexdigest()
 
 
 def _lock(pipeline: Any) -> threading.Lock:
@@ -97,9 +211,14 @@ def _lock(pipeline: Any) -> threading.Lock:
         return _locks.setdefault(pipeline.text_encoder, threading.Lock())
 
 
-def _runner(pipeline: Any, request: GenerateRequest) -> Any:
-    runner = copy.copy(pipeline.to_image_to_image() if request.image else pipeline)
-    name = request.scheduler
+def _runner(pipeline: Any, order: Order) -> Any:
+    if order.mask is not None:
+        from altdiffusion.guided import AltDiffusionInpaintPipeline  # with ControlNets, which take a while
+
+        runner = AltDiffusionInpaintPipeline.from_pipe(pipeline)
+    else:
+        runner = copy.copy(pipeline.to_image_to_image() if order.start else pipeline)
+    name = order.request.scheduler
     scheduler_class = getattr(diffusers, SCHEDULERS[name]) if name else type(pipeline.scheduler)
     options = _SCHEDULER_OPTIONS.get(name or "", {})
     runner.scheduler = scheduler_class.from_config(pipeline.scheduler.config, **options)
@@ -119,25 +238,83 @@ def _size(request: GenerateRequest) -> tuple[int, int]:
     return request.width, request.height
 
 
-def _arguments(request: GenerateRequest, start: Image.Image | None) -> dict[str, Any]:
+def _seed(request: GenerateRequest, number: int) -> int:
+    return (request.seed + number) % (MAX_SEED + 1)
+
+
+def _conditioning(
+    runner: Any, request: GenerateRequest
+) -> tuple[Float[Tensor, "1 tokens dim"], Float[Tensor, "1 tokens dim"]]:
+    """Of the prompt, or of what lies between it and `mix`; and of the negative prompt."""
+    options = {"weights": bool(request.weighting), "clip_skip": request.clip_skip}
+    positive, negative = runner.embed_prompts(request.prompt, request.negative_prompt, **options)
+    if request.mix is not None:
+        other, _ = runner.embed_prompts(request.mix, request.negative_prompt, **options)
+        share = request.mix_share
+        positive = prompts.blend(torch.cat([positive, other]), [1 - share, share])
+    return positive, negative
+
+
+def _together(embeds: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    positive, negative = zip(*embeds, strict=True)
+    return {"prompt_embeds": torch.cat(positive), "negative_prompt_embeds": torch.cat(negative)}
+
+
+def _arguments(orders: Sequence[Order], places: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    order = orders[places[0][0]]
+    request = order.request
     arguments = {
         "num_inference_steps": request.steps,
         "guidance_scale": request.guidance_scale,
         "output_type": "np",
     }
-    width, height = _size(request)
-    if start is None:
-        return arguments | {"width": width, "height": height}
-    fitted = ImageOps.fit(start, (width, height), Image.Resampling.LANCZOS)
-    return arguments | {"image": fitted, "strength": request.strength}
+    if order.start is None:
+        return arguments | {"width": request.width, "height": request.height}
+    arguments |= {"image": [orders[number].start for number, _ in places], "strength": request.strength}
+    if order.mask is None:
+        return arguments
+    masks = [orders[number].mask for number, _ in places]
+    return arguments | {"mask_image": masks, "width": request.width, "height": request.height}
 
 
-def _step_callback(on_step: Callable[[int, int], None], batch: int, batches: int) -> Callable[..., dict]:
+def _step_callback(
+    watch: Callable[[Step], None],
+    runner: Any,
+    batch: int,
+    batches: int,
+    places: tuple[tuple[int, int], ...],
+) -> Callable[..., dict]:
+    # The stock pipelines hand out any local of theirs that stands in this list.
+    runner._callback_tensor_inputs = ["latents", "noise_pred"]
+    before: Tensor | None = None
+
     def after_step(runner: Any, step: int, timestep: Any, tensors: dict) -> dict:
-        on_step(batch * runner.num_timesteps + step + 1, batches * runner.num_timesteps)
+        nonlocal before
+        latents, noise = tensors.pop("latents"), tensors.pop("noise_pred")
+        done, of = batch * runner.num_timesteps + step + 1, batches * runner.num_timesteps
+        last = step + 1 == runner.num_timesteps
+        seen = latents if before is None or last else _expected(runner.scheduler, before, noise, timestep)
+        before = latents
+        watch(Step(done, of, places, seen))
         return tensors
 
     return after_step
+
+
+def _expected(scheduler: Any, latents: Tensor, output: Tensor, timestep: Any) -> Tensor:
+    """The picture that the model's output for these latents means, by the three ways to write it down.
+
+    Schedulers of Karras's kind keep latents that grow with the noise, recognisable by where they begin.
+    """
+    kept = scheduler.alphas_cumprod[round(float(timestep))].to(latents)
+    if float(scheduler.init_noise_sigma) > 1:
+        latents = latents * kept.sqrt()
+    kind = scheduler.config.prediction_type
+    if kind == "sample":
+        return output
+    if kind == "v_prediction":
+        return kept.sqrt() * latents - (1 - kept).sqrt() * output
+    return (latents - (1 - kept).sqrt() * output) / kept.sqrt()
 
 
 def _draw(
@@ -147,12 +324,12 @@ def _draw(
     seeds: list[int],
     after_step: Callable[..., dict] | None,
 ) -> tuple[np.ndarray, list[bool]]:
+    watching = {"callback_on_step_end_tensor_inputs": ["latents", "noise_pred"]} if after_step else {}
     try:
         output = runner(
-            prompt=[request.prompt] * len(seeds),
-            negative_prompt=[request.negative_prompt] * len(seeds),
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             callback_on_step_end=after_step,
+            **watching,
             **arguments,
         )
     except RuntimeError as error:
@@ -171,14 +348,23 @@ def _draw(
     return output.images, [bool(flag) for flag in output.nsfw_content_detected or [False] * len(seeds)]
 
 
-def _provenance(pipeline: Any, request: GenerateRequest) -> Callable[[int], Provenance]:
-    """What all pictures of a request share, waiting for the seed."""
+def _finished(runner: Any, order: Order, array: np.ndarray) -> Image.Image:
+    """As a picture; outside of a mask the start picture's own pixels, which the VAE would change a little."""
+    image = Image.fromarray((array * 255).round().astype(np.uint8))
+    return image if order.mask is None else Image.composite(image, order.start, order.mask)
+
+
+def _provenance(pipeline: Any, order: Order) -> Callable[[int], Provenance]:
+    """What all pictures of an order share, waiting for the seed."""
+    request = order.request
     classes = {name: kind for kind, name in reversed(SCHEDULERS.items())}
-    names = ("prompt", "negative_prompt", "steps", "guidance_scale", "width", "height", "language")
+    names = ("prompt", "negative_prompt", "steps", "guidance_scale", "width", "height", "language", "mix")
     shared = {name: getattr(request, name) for name in names}
-    if request.image:
-        shared["strength"] = request.strength
-        shared["image"] = hashlib.sha256(Path(request.image).read_bytes()).hexdigest()
+    shared |= {"clip_skip": request.clip_skip or None, "weighting": request.weighting or None}
+    shared["mix_share"] = request.mix_share if request.mix is not None else None
+    if order.start is not None:
+        image, mask = order.digests
+        shared |= {"strength": request.strength, "image": image, "mask": mask}
     kind = type(pipeline.scheduler).__name__
     return lambda seed: Provenance(
         **shared,

@@ -223,6 +223,7 @@ def parameters_text(made: Provenance) -> str:
         "Model hash": made.fingerprint and made.fingerprint[:10],
         "Model": made.model and json.dumps(made.model, ensure_ascii=False),
         "Denoising strength": made.strength,
+        "Clip skip": made.clip_skip and made.clip_skip + 1,  # theirs counts from the last layer, as 1
         "Version": made.versions.get("altdiffusion") and f"altdiffusion {made.versions['altdiffusion']}",
     }
     lines = [made.prompt]
@@ -257,6 +258,7 @@ def parse_parameters(text: str) -> Provenance:
     settings = dict(pairs) if len(pairs) > 1 or lines[-1].startswith("Steps:") else {}
     prompt, _, negative = "\n".join(lines[:-1] if settings else lines).partition("Negative prompt: ")
     size = re.fullmatch(r"(\d{1,5})x(\d{1,5})", settings.get("Size", ""), re.ASCII)
+    skip = _number(int, settings.get("Clip skip"))
     samplers = {label.lower(): name for name, label in _SAMPLERS.items()}
     return Provenance(
         prompt=clean_text(prompt),
@@ -268,6 +270,7 @@ def parse_parameters(text: str) -> Provenance:
         width=size and int(size[1]),
         height=size and int(size[2]),
         strength=_number(float, settings.get("Denoising strength")),
+        clip_skip=skip - 1 if skip and 1 < skip <= 48 else None,
         model=clean_text(settings.get("Model", "").strip('"'), "model") or None,
         fingerprint=clean_text(settings.get("Model hash", ""), "fingerprint") or None,
     )

@@ -143,16 +143,34 @@ class GenerateRequest(BaseModel):
         float, Field(gt=0, le=1, allow_inf_nan=False, description="a number above 0, at most 1")
     ] = 0.8
     """How far to go from `image`; 1 ignores it."""
+    clip_skip: Annotated[int | None, _whole(0, 47)] = None
+    """Last layers of the text tower to leave out: what A1111 calls `Clip skip`, less one."""
+    weighting: Annotated[bool | None, Field(description="true or false")] = None
+    """Whether `(red:1.3)` and `red++` in prompts are weights (altdiffusion.prompts) or words."""
+    mix: Annotated[
+        Annotated[str, BeforeValidator(lambda text: text and clean_text(text, "mix"))] | None,
+        Field(description=_TEXT),
+    ] = None
+    """A second prompt, perhaps in another language: what is drawn lies on the line between the two."""
+    mix_share: Annotated[
+        float, Field(ge=0, le=1, allow_inf_nan=False, description="a number from 0 to 1")
+    ] = 0.5
+    """How far from `prompt` to `mix`."""
     language: Annotated[
         Annotated[str, AfterValidator(lambda tag: language(tag).tag)] | None,
         Field(description="a language tag"),
     ] = None
 
     @model_validator(mode="after")
-    def _strength_needs_image(self) -> "GenerateRequest":
-        if "strength" in self.model_fields_set and self.image is None:
-            raise BadRequest(f"strength: {self.strength} is for image-to-image; give image as well")
+    def _share_needs_mix(self) -> "GenerateRequest":
+        if "mix_share" in self.model_fields_set and self.mix is None:
+            raise BadRequest(f"mix_share: {self.mix_share} is for two prompts; give mix as well")
         return self
+
+    def check_strength(self, picture: bool) -> None:
+        """Refuses a strength where no picture is given, which may come apart from the request."""
+        if "strength" in self.model_fields_set and not picture:
+            raise BadRequest(f"strength: {self.strength} is for image-to-image; give image as well")
 
     @classmethod
     def build(cls, **fields: Any) -> "GenerateRequest":
@@ -206,7 +224,14 @@ class Provenance:
     height: int | None = None
     strength: float | None = None
     image: str | None = None
-    """SHA-256 of the picture that it started from; its path would tell about someone's disk."""
+    """SHA-256 of the picture that it started from; its path would tell about someone's disk. Of the file, or
+    of the pixels where it came without one."""
+    mask: str | None = None
+    """SHA-256 of the mask of what was to be drawn, as of `image`."""
+    clip_skip: int | None = None
+    weighting: bool | None = None
+    mix: str | None = None
+    mix_share: float | None = None
     language: str | None = None
     model: str | None = None
     """`bundled`, a hub name, or the last part of a folder's name."""

@@ -85,8 +85,15 @@ def test_a_misspelt_argument_gets_its_near_miss():
 
 
 def test_strength_without_a_picture_is_refused_rather_than_ignored():
-    with pytest.raises(BadRequest, match=r"^strength: "):
-        GenerateRequest.build(prompt="a", strength=0.5)
+    request = GenerateRequest.build(prompt="a", strength=0.5)
+    request.check_strength(picture=True)
+    with pytest.raises(BadRequest, match=r"^strength: 0.5 is for image-to-image; give image as well"):
+        request.check_strength(picture=False)
+
+
+def test_a_share_without_a_second_prompt_is_refused_rather_than_ignored():
+    with pytest.raises(BadRequest, match=r"^mix_share: 0.5 is for two prompts; give mix as well"):
+        GenerateRequest.build(prompt="a", mix_share=0.5)
 
 
 def test_minus_one_draws_a_seed_and_any_other_stays():

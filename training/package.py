@@ -1,6 +1,8 @@
-"""Packs trained stages into the folder that ships: fp16 shards, AltCLIP, card, licences, recipe, manifest."""
+"""Packs trained stages into the folder that ships: fp16 shards, AltCLIP, card, licences, recipe, manifest,
+and the emoji with their names as a collection to search."""
 
 import json
+import math
 import shutil
 import subprocess
 from dataclasses import dataclass, field
@@ -9,13 +11,14 @@ from pathlib import Path
 import torch
 import yaml
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 from transformers import AltCLIPModel, AutoTokenizer, CLIPImageProcessor
 
 from altdiffusion import bundled
 from altdiffusion.languages import LANGUAGES
 from training import export
 from training.config import RunConfig, parse
-from training.emoji import load_emoji
+from training.emoji import centred, draw, load_emoji
 from training.stage import run_stage
 
 #: Shards stay below the size at which code hosts and reviewers begin to complain.
@@ -75,9 +78,32 @@ def package(config: PackageConfig) -> None:
         shutil.copyfile(source, aside / name)
     for file in aside.rglob("*.safetensors"):
         file.chmod(0o644)  # they come out for their owner alone; whoever installs the package shall read them
+    write_collection(aside)
     bundled.write_manifest(aside)
     replace_folder(aside, config.output)
     export.upload(config.output, config.run.push_to_hub, "The emoji model")
+
+
+def write_collection(folder: Path, side: int = 64) -> None:
+    """`collection/`: what the app searches when it has no other index.
+
+    `names.json` are the names of all emoji of the small world in 18 languages, `sheet.webp` their pictures in
+    rows, in the same order: the font's own, as the model's drawings would be judged by what drew them.
+    """
+    emoji = load_emoji()
+    place = folder / "collection"
+    place.mkdir(exist_ok=True)
+    names = {tag: [of[c] for c in emoji.characters] for tag, of in emoji.names.items()}
+    content = {"side": side, "characters": "".join(emoji.characters), "names": names}
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    (place / "names.json").write_text(text + "\n", encoding="utf-8")
+    columns = math.isqrt(len(emoji.characters) - 1) + 1
+    rows = math.ceil(len(emoji.characters) / columns)
+    sheet = Image.new("RGB", (columns * side, rows * side), "white")
+    for number, character in enumerate(emoji.characters):
+        corner = (number % columns * side, number // columns * side)
+        sheet.paste(draw(centred(character), side), corner)
+    sheet.save(place / "sheet.webp", quality=80, method=6)
 
 
 def replace_folder(new: Path, old: Path) -> None:
@@ -134,7 +160,7 @@ of them.
 
 Files: the folder opens with plain `diffusers` (`DiffusionPipeline.from_pretrained`), `altclip/` with plain
 `transformers` (`AltCLIPModel.from_pretrained`). The text tower is stored in both, so that each library finds
-it.
+it. `collection/` holds the emoji that the towers learnt, pictures and names, for the app to search.
 
 ## Data
 
