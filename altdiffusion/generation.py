@@ -129,7 +129,7 @@ def prepare(
         raise BadRequest("mask: given without a picture; allowed with one to start from")
     mask_digest = _digest(mask.convert("L"))
     fitted = ImageOps.fit(mask.convert("L"), _size(request), Image.Resampling.LANCZOS)
-    mask = fitted.point(lambda value: 255 * (value > 127))
+    mask = fitted.point([0] * 128 + [255] * 128)
     if not mask.getbbox():
         raise BadRequest("mask: nothing is marked; allowed a mask that is white where to draw")
     return Order(request, start, mask, (digest, mask_digest))
@@ -351,7 +351,9 @@ def _draw(
 def _finished(runner: Any, order: Order, array: np.ndarray) -> Image.Image:
     """As a picture; outside of a mask the start picture's own pixels, which the VAE would change a little."""
     image = Image.fromarray((array * 255).round().astype(np.uint8))
-    return image if order.mask is None else Image.composite(image, order.start, order.mask)
+    if order.start is None or order.mask is None:
+        return image
+    return Image.composite(image, order.start, order.mask)
 
 
 def _provenance(pipeline: Any, order: Order) -> Callable[[int], Provenance]:

@@ -233,7 +233,7 @@ def parameters_text(made: Provenance) -> str:
     return "\n".join(lines)
 
 
-def read_provenance(path: str | Path, argument: str = "picture") -> Provenance:
+def read_provenance(path: str | Path | bytes, argument: str = "picture") -> Provenance:
     """How a PNG was made: from our own note, else from AUTOMATIC1111's as far as that goes."""
     name, data = _read(path, argument)
     image = _header(name, data, ("PNG",), argument)

@@ -148,18 +148,21 @@ class Service:
         """The `k` best pictures of the index, or of the bundled model's emoji. See `ImageIndex.search`."""
         from altdiffusion.retrieval import asking
 
-        given = (text or None, image, weight, more or None, less or None)
-        asked = asking.Asked.checked(*given)
+        more_of, less_of = more or None, less or None
+        asked = asking.Asked.checked(text or None, image, weight, more_of, less_of)
         _at_most("k", k, self.info.limits.results)
         if not self.info.has_search:
             raise BadRequest("index: this model brings no collection; allowed with --index FOLDER")
-        index, names = self.index, ("text", "image", "weight", "more", "less")
-        if index is None:
+        if (index := self.index) is None:
             emoji = self._emoji
-            while not emoji.ready:
-                self._thread.call(lambda: emoji.encode_some(self._encoder_for("search")))
+            with self._refusals():
+                while not emoji.ready:
+                    self._thread.call(lambda: emoji.encode_some(self._encoder_for("search")))
             return self._call("search", lambda: emoji.search(self._encoder_for("search"), asked, k))
-        hits = self._call("search", lambda: index.search(**dict(zip(names, given, strict=True)), k=k))
+        hits = self._call(
+            "search",
+            lambda: index.search(text or None, image=image, weight=weight, more=more_of, less=less_of, k=k),
+        )
         return list(opened(hits, Path(index.manifest.root)))
 
     def classify(
@@ -203,7 +206,7 @@ class Service:
     def read(self, picture: str | bytes) -> Provenance:
         """How a PNG was made, from the note in it."""
         self._meters.add("requests_total", label="read")
-        return read_provenance(picture)  # pyright: ignore[reportArgumentType]
+        return read_provenance(picture)
 
     def health(self) -> dict[str, Any]:
         return {
