@@ -292,7 +292,7 @@ WRITTEN = {
 #: Words that another language shares with English, and those that are typed as they are.
 SHARED = {
     *("prompt", "model", "pixel", "pixels", "encoder", "scheduler", "label", "start", "mask", "float32"),
-    *("prompts", "guidance", "collection", "multiple", "half", "file", "image", "bytes", "note"),
+    *("prompts", "guidance", "collection", "multiple", "half", "file", "image", "bytes", "note", "place"),
 }
 
 
