@@ -1,5 +1,6 @@
 """Classify: which of some labels a picture shows. Labels in any language, or the same ones in several."""
 
+import html
 import re
 from typing import Any
 
@@ -9,7 +10,7 @@ from altdiffusion.languages import LANGUAGES
 from altdiffusion.requests import BadRequest, prompts_by_language, shorten
 
 from .handling import ENDONYMS, HELPER, RAW, as_text, uploaded
-from .i18n import text
+from .i18n import say, text, visitor_language
 
 _TAGGED = re.compile(r"\s*[A-Za-z]{2,3}(?:[-_]\w+)?\s*:\s*\S")
 
@@ -32,23 +33,24 @@ def build(service: Any) -> None:
                     info=text("template_help"), allow_custom_value=True, min_width=140,
                 )  # fmt: skip
             several = gr.Checkbox(False, label=text("several_labels"))
-            tags = gr.CheckboxGroup(ENDONYMS, label=text("languages"), visible=bool(service.info.covered))
-            fill = gr.Button(text("fill_versions"), size="sm", visible=bool(service.info.covered))
             run = gr.Button(text("classify"), variant="primary", elem_id="ad-classify")
+            with gr.Accordion(text("agreement"), open=False, visible=bool(service.info.covered)):
+                tags = gr.CheckboxGroup(ENDONYMS, value=["zh", "ar", "th"], label=text("languages"))
+                fill = gr.Button(text("fill_versions"), size="sm", elem_id="ad-fill-labels")
         with gr.Column(scale=6, min_width=320):
             ranked = gr.Label(label=text("probabilities"), num_top_classes=10, elem_id="ad-ranked")
-            agreement = gr.Dataframe(
-                headers=["", "", ""], label=text("agreement"), interactive=False, elem_id="ad-agreement"
-            )
+            best = gr.JSON(visible=False)
+            agreement = gr.HTML(elem_id="ad-agreement")
     handler = _Handler(service)
-    gr.on(
+    event = gr.on(
         [run.click, labels.submit],
         handler.classify,
         [picture, labels, language, template, several],
-        [ranked, agreement],
+        [ranked, best],
         api_name="classify",
         **RAW,
     )
+    event.success(_table, best, agreement, **HELPER)
     fill.click(handler.fill, [labels, tags, language], labels, preprocess=False, **HELPER)
 
 
@@ -58,7 +60,7 @@ class _Handler:
 
     def classify(
         self, image: dict, labels: str, language: str = "en", template: str = "", several: bool = False
-    ) -> tuple[dict, list]:
+    ) -> tuple[dict, dict]:
         """Tell which of some labels a picture shows.
 
         Returns a score for each label, and for each language that labels are given in its best one.
@@ -80,8 +82,7 @@ class _Handler:
             opened, wanted, language=language, templates=templates, multi_label=several
         )
         scores = dict(zip(ranked.labels, ranked.scores, strict=True))
-        rows = [[LANGUAGES[tag].endonym, best, f"{score:.2f}"] for tag, (best, score) in ranked.agreement.items()]
-        return scores, rows
+        return scores, {tag: {"label": best, "score": score} for tag, (best, score) in ranked.agreement.items()}
 
     def fill(self, labels: Any, tags: Any, language: Any) -> str:
         """Each label in the chosen languages, where the model's own names are known."""
@@ -93,3 +94,16 @@ class _Handler:
         if not everywhere:
             raise BadRequest(f"labels: {shorten(labels)} are no names of the model's; allowed its own names")
         return "\n".join(f"{tag}: {one[tag]}" for tag in everywhere for one in found)
+
+
+def _table(best: dict[str, Any], request: gr.Request) -> str:
+    """Where labels were given in several languages: the best of each."""
+    if len(best) < 2:
+        return ""
+    rows = "".join(
+        f'<tr><th scope="row">{LANGUAGES[tag].endonym}</th><td dir="auto">{html.escape(one["label"])}</td>'
+        f"<td>{one['score']:.0%}</td></tr>"
+        for tag, one in best.items()
+    )
+    caption = html.escape(say("agreement", visitor_language(request)))
+    return f'<div class="ad-tables"><table><caption>{caption}</caption>{rows}</table></div>'

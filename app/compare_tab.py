@@ -64,15 +64,16 @@ def _mixing(service: Any, seed: gr.Number, steps: gr.Number) -> Any:
             first = gr.Textbox(EXAMPLES["en"][0], label=text("mix_first"))
             second = gr.Textbox(EXAMPLES["th" if "th" in EXAMPLES else "en"][-1], label=text("mix_second"))
             share = gr.Slider(0, 1, 0.5, step=0.05, label=text("mix_share"), elem_id="ad-share")
+            run = gr.Button(text("generate"), variant="primary", elem_id="ad-mix-run")
         with gr.Column(scale=6, min_width=320):
             status = gr.HTML()
             mixed = gr.Gallery(
-                label=text("gallery"), format="png", columns=1, height="auto", object_fit="contain",
-                interactive=False, buttons=["download"], elem_id="ad-mixed",
+                label=text("gallery"), format="png", columns=2, fit_columns=False, height="auto",
+                object_fit="contain", interactive=False, buttons=["download"], elem_id="ad-mixed",
             )  # fmt: skip
-    return share.release(
-        _Handler(service).mix, [first, second, share, seed, steps], [mixed, status], api_name="mix",
-        **RAW | {"trigger_mode": "always_last"},
+    return gr.on(
+        [share.release, run.click], _Handler(service).mix, [first, second, share, seed, steps], [mixed, status],
+        api_name="mix", **RAW | {"trigger_mode": "always_last"},
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from altdiffusion.requests import BadRequest
+from altdiffusion.requests import BadRequest, shorten
 
 from . import classify_tab, compare_tab, generate_tab, read_tab, search_tab
 from .handling import ENDONYMS, HELPER
@@ -17,7 +17,6 @@ from .i18n import CHOOSE_JS, say, text, translate, visitor_language
 from .service import Busy
 
 _LOG = logging.getLogger(__name__)
-MAX_UPLOADS_KEPT = 16
 
 
 class Page(gr.Blocks):
@@ -26,7 +25,7 @@ class Page(gr.Blocks):
     async def process_api(self, block_fn: Any, inputs: list[Any], *args: Any, **more: Any) -> dict[str, Any]:
         tag = visitor_language(more.get("request"))
         try:
-            _refuse_addresses(inputs)
+            _check(block_fn, inputs, more.get("iterator"))
             return await super().process_api(block_fn, inputs, *args, **more)
         except (StopAsyncIteration, StopIteration):
             raise
@@ -46,9 +45,9 @@ def explain(error: Exception, tag: str) -> str:
         return say("busy", tag, waiting=error.waiting, allowed=error.allowed)
     if isinstance(error, ValueError) and _addressed(str(error)):
         return translate(error, tag)
-    if type(error).__module__.startswith(("gradio", "pydantic")) or "enough input values" in str(error):
+    if type(error).__module__.startswith(("gradio", "pydantic")):
         _LOG.info("a request that does not fit: %r", error)
-        return say("bad_request", tag) + ": " + "values do not fit the endpoint; see its description (/info)"
+        return translate(BadRequest("data: a value that does not fit; allowed what the endpoint describes"), tag)
     _LOG.error("a request failed", exc_info=error)
     return say("failed", tag)
 
@@ -58,13 +57,22 @@ def _addressed(line: str) -> bool:
     return bool(colon) and name.isidentifier() and "\n" not in line
 
 
+def _check(block_fn: Any, inputs: Any, iterator: Any) -> None:
+    """What gradio itself would answer in many lines, or with a fetch."""
+    wanted = len(block_fn.inputs)
+    if iterator is None and (not isinstance(inputs, list) or len(inputs) < wanted):
+        raise BadRequest(f"data: too few values; allowed {wanted}, as the endpoint describes")
+    _refuse_addresses(inputs)
+
+
 def _refuse_addresses(value: Any, depth: int = 0) -> None:
     """No widget takes an address: gradio would fetch it."""
     if depth > 8:
-        raise BadRequest("value: nested too deeply; allowed what the endpoint describes")
+        raise BadRequest("data: nested too deeply; allowed what the endpoint describes")
     if isinstance(value, dict):
-        if isinstance(path := value.get("path"), str) and path.lower().startswith(("http:", "https:")):
-            raise BadRequest("picture: an address; allowed an uploaded picture")
+        path = value.get("path")
+        if isinstance(path, str) and path.strip().lower().startswith(("http:", "https:")):
+            raise BadRequest(f"picture: {shorten(path)} is an address; allowed an uploaded picture")
         value = list(value.values())
     if isinstance(value, list):
         for one in value:
@@ -91,7 +99,7 @@ def build_demo(service: Any) -> gr.Blocks:
                 classify_tab.build(service)
             with gr.Tab(text("tab_read"), id="read"):
                 read_tab.build(service, tabs, drawing.settings, drawing.random)
-        gr.Markdown(service.info.name, elem_id="ad-model")
+        gr.Markdown(text("model") + ": " + service.info.name, elem_id="ad-model")
         menu.input(None, menu, None, js=CHOOSE_JS)
         demo.load(_language, None, menu, **HELPER)
     return demo.queue(api_open=False, max_size=64, default_concurrency_limit=40)

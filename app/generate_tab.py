@@ -1,10 +1,8 @@
 """Generate: a prompt becomes pictures, with a preview at every step, from nothing, a picture or part of one."""
 
 import functools
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -15,11 +13,11 @@ from altdiffusion.images import open_image
 from altdiffusion.languages import LANGUAGES
 from altdiffusion.requests import BadRequest, GenerateRequest, shorten
 
-from .handling import HELPER, RAW, Teller, followed, given, picture_file, upload_path
+from .handling import HELPER, RAW, Teller, followed, given, picture_file, upload_path, uploaded
 from .history import History, kept
 from .i18n import EXAMPLES, say, text, visitor_language
 
-_MOST_LAYERS, _MOST_EDITS = 8, 16
+_MOST_LAYERS = 8
 #: The seed -1 is a random one. Both happen in the browser: the checkbox sets the box, and a number unticks it.
 _TICKED_JS = "(random, used) => random ? -1 : Number(used || 0)"
 _TYPED_JS = "(seed) => seed === null || seed < 0"
@@ -64,7 +62,8 @@ def build(service: Any) -> Parts:
                 label=text("gallery"),
                 format="png",
                 columns=2,
-                height=380,
+                fit_columns=False,
+                height="auto",
                 object_fit="contain",
                 interactive=False,
                 buttons=["download", "fullscreen"],
@@ -76,7 +75,7 @@ def build(service: Any) -> Parts:
     made = gr.State()
     event = gr.on(
         [run.click, prompt.submit],
-        _Handler(service, start).generate,
+        _Handler(service).generate,
         [*settings.values(), start, strength],
         [gallery, status, used, made],
         api_name="generate",
@@ -109,9 +108,9 @@ def _advanced(service: Any) -> tuple[dict[str, Any], gr.Checkbox]:
         with gr.Row():
             made["seed"] = _number("seed", -1)
             random = gr.Checkbox(True, label=text("seed_random"), min_width=100)
+        choices = [(text("scheduler_own"), ""), *((name, name) for name in service.info.schedulers)]
+        made["scheduler"] = gr.Dropdown(choices, value="", label=text("scheduler"))
         with gr.Row():
-            choices = [(text("scheduler_own"), ""), *((name, name) for name in service.info.schedulers)]
-            made["scheduler"] = gr.Dropdown(choices, value="", label=text("scheduler"), min_width=100)
             made["clip_skip"] = _number("clip_skip", 0)
             made["count"] = _number("count", 1)
         made["weighting"] = gr.Checkbox(False, label=text("weighting"), info=text("weighting_help"))
@@ -139,29 +138,13 @@ def _start() -> tuple[ImageEditor, gr.Slider]:
         )
         gr.Markdown(text("mask_help"))
         strength = gr.Slider(0, 1, 0.8, step=0.05, label=text("strength"), info=text("strength_help"))
-    _bound(start)
+    start.accept_blobs = None  # type: ignore[method-assign]  # unbounded, and the page uploads files instead
     return start, strength
 
 
-def _bound(editor: ImageEditor) -> None:
-    """gradio keeps what the editor sends until it is asked for, of everybody, and as many layers as they say."""
-    accept = editor.accept_blobs
-
-    def accept_blobs(data: Any) -> None:
-        index = data.data.get("index")
-        if index not in (None, "null") and not (str(index).isdecimal() and int(index) < _MOST_LAYERS):
-            raise gr.Error(f"mask: layer {shorten(index)}; allowed 0 to {_MOST_LAYERS - 1}")
-        while len(editor.blob_storage) >= _MOST_EDITS:
-            editor.blob_storage.pop(next(iter(editor.blob_storage)))
-        accept(data)
-
-    accept_blobs._is_server_fn = True  # type: ignore[attr-defined]
-    editor.accept_blobs = accept_blobs  # type: ignore[method-assign]
-
-
 class _Handler:
-    def __init__(self, service: Any, editor: ImageEditor) -> None:
-        self._service, self._editor = service, editor
+    def __init__(self, service: Any) -> None:
+        self._service = service
 
     def generate(
         self,
@@ -201,7 +184,7 @@ class _Handler:
             strength: How far to go from the start picture, up to 1.
         """
         tag = visitor_language(request)
-        background, mask = self._opened(start)
+        background, mask = _opened(start)
         fields = given(
             negative_prompt=negative_prompt,
             steps=steps,
@@ -226,29 +209,26 @@ class _Handler:
                 files = [picture_file(picture) for picture in result.pictures]
                 yield files, shown, str(result.pictures[0].provenance.seed), kept(result.pictures[0])
 
-    def _opened(self, value: Any) -> tuple[Image.Image | None, Image.Image | None]:
-        """The editor's picture, and white where it is painted; None where there is none of either."""
-        if value is None:
-            return None, None
-        if not isinstance(value, dict):
-            raise BadRequest(f"image: {shorten(value)} is not a picture; allowed an uploaded one")
-        blobs = self._editor.blob_storage.pop(value.get("id"), None)
-        parts = {"background": blobs.background, "layers": blobs.layers} if blobs else value
-        if parts.get("background") is None:
-            return None, None
-        painted = [_painted(layer) for layer in (parts.get("layers") or [])[:_MOST_LAYERS] if layer]
-        mask = functools.reduce(ImageChops.lighter, [one.resize(painted[0].size) for one in painted[1:]], *painted[:1])
-        return open_image(_bytes(parts["background"], "image")), mask if painted and mask.getbbox() else None
+
+def _opened(value: Any) -> tuple[Image.Image | None, Image.Image | None]:
+    """The editor's picture, and white where it is painted; None where there is none of either."""
+    if value is None:
+        return None, None
+    if not isinstance(value, dict):
+        raise BadRequest(f"image: {shorten(value)} is not a picture; allowed an uploaded one")
+    layers = value.get("layers") or []
+    if not isinstance(layers, list) or len(layers) > _MOST_LAYERS:
+        raise BadRequest(f"mask: {shorten(layers)}; allowed at most {_MOST_LAYERS} pictures")
+    background = uploaded(value.get("background"), "image")
+    painted = [_painted(path) for layer in layers if (path := upload_path(layer, "mask"))]
+    if background is None or not painted:
+        return background, None
+    mask = functools.reduce(ImageChops.lighter, [one.resize(painted[0].size) for one in painted])
+    return background, mask if mask.getbbox() else None
 
 
-def _bytes(part: Any, argument: str) -> bytes:
-    """Of a part of the editor's picture: sent by the editor itself, or a file uploaded by another program."""
-    return part if isinstance(part, bytes) else Path(upload_path(part, argument) or "").read_bytes()
-
-
-def _painted(layer: Any) -> Image.Image:
+def _painted(path: str) -> Image.Image:
     """White where a layer has any colour."""
-    data = _bytes(layer, "mask")
-    open_image(data, "mask")  # refuses what is no picture, or meant to do harm
-    alpha = Image.open(io.BytesIO(data)).convert("RGBA").getchannel("A")
-    return alpha.point(lambda value: 255 if value else 0)
+    open_image(path, "mask")  # refuses what is no picture, or meant to do harm
+    with Image.open(path) as layer:
+        return layer.convert("RGBA").getchannel("A").point(lambda value: 255 if value else 0)

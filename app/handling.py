@@ -34,13 +34,19 @@ ENDONYMS = [(row.endonym, row.tag) for row in LANGUAGES.values()]
 
 
 def upload_path(value: Any, argument: str) -> str | None:
-    """The file of a widget's raw value, of which gradio has checked that it was uploaded; None is none."""
+    """The file of a widget's raw value; None is none.
+
+    gradio checks that it was uploaded only where the value says itself that it is a file (`meta`).
+    """
     if value is None:
         return None
     path = value.get("path") if isinstance(value, dict) else None
-    if not isinstance(path, str):
+    if not isinstance(path, str) or "\0" in path:
         raise BadRequest(f"{argument}: {shorten(value)} is not a picture; allowed an uploaded one")
-    return path
+    real = Path(path).resolve()
+    if not real.is_relative_to(Path(get_upload_folder()).resolve()) or not real.is_file():
+        raise BadRequest(f"{argument}: {shorten(path)} was not uploaded; allowed an uploaded picture")
+    return str(real)
 
 
 def uploaded(value: Any, argument: str = "picture") -> Image.Image | None:

@@ -5,17 +5,24 @@ it lacks is added round it here. What remains for a reverse proxy: TLS, and a li
 """
 
 import atexit
+import contextlib
+import functools
 import importlib.util
 import ipaddress
 import os
 import shutil
+import signal
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from altdiffusion.checkpoints import resolve
 from altdiffusion.requests import BadRequest, shorten
+
+from .service import Service
 
 MAX_UPLOAD = 10 * 2**20
 MAX_BODY = 12 * 2**20
@@ -47,6 +54,12 @@ class Options:
     mcp: bool = False
     open_browser: bool = False
 
+    @classmethod
+    def from_text(cls, port: str | None = None, **fields: Any) -> "Options":
+        if port is not None and not (port.isdecimal() and len(port) < 6 and 0 < int(port) < 65536):
+            raise BadRequest(f"port: {shorten(port)}; allowed a whole number from 1 to 65535")
+        return cls(port=port and int(port), **fields)
+
 
 def check(options: Options) -> tuple[str, str] | None:
     """Refuses what would be unsafe or would fail later; returns user and password."""
@@ -54,8 +67,6 @@ def check(options: Options) -> tuple[str, str] | None:
         raise BadRequest("app: gradio is missing; pip install 'altdiffusion[app]'")
     if options.mcp and importlib.util.find_spec("mcp") is None:
         raise BadRequest("mcp: the package mcp is missing; pip install 'altdiffusion[app]'")
-    if options.port is not None and not 0 < options.port < 65536:
-        raise BadRequest(f"port: {shorten(options.port)}; allowed a whole number from 1 to 65535")
     user, colon, password = (options.auth or "").partition(":")
     if options.auth is not None and not (user and colon and password):
         raise BadRequest("auth: not USER:PASS; allowed a name, a colon and a password")
@@ -73,6 +84,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+@functools.cache
 def prepare_environment() -> Path:
     """Before gradio is imported: no word to others, and a folder of our own that goes when we go."""
     for name, value in {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}.items():
@@ -83,8 +95,23 @@ def prepare_environment() -> Path:
     return folder
 
 
-def launch(service: Any, options: Options, *, block: bool = True) -> Any:
-    """Builds the page over a service and serves it; returns the page when `block` is off."""
+def serve(options: Options) -> None:
+    """Loads the model beside the libraries of the page, opens the page, and waits for Ctrl-C."""
+    check(options)
+    resolve(options.model)
+    prepare_environment()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else nothing is cleaned up
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(Service.load, options.model, index=options.index)
+        import gradio  # noqa: F401
+
+        service = loading.result()
+    with contextlib.closing(service):
+        launch(service, options).block_thread()
+
+
+def launch(service: Any, options: Options) -> Any:
+    """Builds the page over a service and serves it, without waiting; returns the page."""
     auth = check(options)
     prepare_environment()
     from . import look
@@ -123,8 +150,6 @@ def launch(service: Any, options: Options, *, block: bool = True) -> Any:
         demo.close()
         raise BadRequest(f"mcp: the server did not start ({shorten(demo.mcp_error)}); allowed without --mcp")
     print(f"the app is at {demo.local_url}", file=sys.stderr, flush=True)
-    if block:
-        demo.block_thread()
     return demo
 
 

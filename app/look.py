@@ -16,6 +16,11 @@ CSS = """
 .gradio-container > .main { width: 100%; max-width: 1180px !important; margin: 0 auto; }
 /* Each line of what people write starts on the side of its own script. */
 textarea, input[type=text], .ad-told dd, #ad-grid label { unicode-bidi: plaintext; text-align: start; }
+/* gradio sets its boxes left to right whatever the page is; a slider's track stays so. */
+html[dir=rtl] .block { direction: rtl; }
+html[dir=rtl] :is(input[type=range], input[type=number], .ad-tables table, #ad-editor) { direction: ltr; }
+/* gradio heads every refusal "Error", in English; the sign beside it says so too. */
+.toast-title.error { font-size: 0; }
 #ad-head { align-items: center; flex-wrap: nowrap; }
 #ad-tagline p { font-size: 1.15rem; font-weight: 600; margin: 0; }
 #ad-language { flex: 0 0 auto; width: 9.5rem; }
@@ -35,6 +40,7 @@ textarea, input[type=text], .ad-told dd, #ad-grid label { unicode-bidi: plaintex
 .ad-tables { display: flex; flex-wrap: wrap; gap: 1.25rem; margin-top: .5rem; }
 .ad-tables table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .85rem; direction: ltr; }
 .ad-tables caption { text-align: start; font-weight: 600; padding-bottom: .25rem; unicode-bidi: plaintext; }
+.ad-tables :is(th, td) { border: 1px solid var(--border-color-primary); }
 .ad-tables th { padding: .15rem .4rem; font-weight: 500; }
 .ad-tables td { padding: .25rem .45rem; text-align: end;
   background: color-mix(in srgb, var(--primary-400) calc(var(--share, 0) * 60%), transparent); }
