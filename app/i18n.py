@@ -36,12 +36,13 @@ _FIELDS = {
     **{"guidance_scale": "guidance", "image": "picture", "images": "picture", "templates": "template"},
     **{"text": "query", "more": "more_like", "less": "less_like", "k": "results_count"},
     **{"prompts": "versions", "number": "history", "index": "search", "encoder": "model"},
+    **{"data": "bad_request"},
 }
 _NUMBER, _NAMES = r"-?[\d.,]+(?:e[+-]?\d+)?", r"[\w+-]+(?:, [\w+-]+)*"
 #: What a refusal's placeholders match; the rest matches anything.
 _SHAPES = {
     **dict.fromkeys(("low", "high", "step", "limit", "length", "steps", "layers", "line", "bytes"), _NUMBER),
-    **dict.fromkeys(("width", "height", "weight"), _NUMBER),
+    **dict.fromkeys(("width", "height", "weight", "count"), _NUMBER),
     **dict.fromkeys(("choices", "near"), _NAMES),
 }
 

@@ -1,5 +1,6 @@
 """The texts of all 18 languages, the choice among them, and refusals that the real code makes, in each."""
 
+import ast
 import http.cookies
 import io
 import re
@@ -8,6 +9,7 @@ import time
 import unicodedata
 import zlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -282,7 +284,15 @@ WRITTEN = {
     ),
     "not_uploaded": ("image: 5 is not a picture; allowed an uploaded one", ["5"]),
     "no_picture": ("picture: missing; allowed an uploaded picture", []),
-    "upload_address": ("picture: an address; allowed an uploaded picture", []),
+    "upload_address": (
+        "picture: 'http://a/b.png' is an address; allowed an uploaded picture",
+        ["'http://a/b.png'"],
+    ),
+    "elsewhere": ("picture: '/etc/passwd' was not uploaded; allowed an uploaded picture", ["'/etc/passwd'"]),
+    "layers": ("mask: 9; allowed at most 8 pictures", ["9", "8"]),
+    "misfit": ("data: a value that does not fit; allowed what the endpoint describes", []),
+    "too_few": ("data: too few values; allowed 13, as the endpoint describes", ["13"]),
+    "nested": ("data: nested too deeply; allowed what the endpoint describes", []),
     "plain_text": ("labels: 5 is not text; allowed text", ["5"]),
     "one_line": ("versions: 'en' twice; allowed one line for each language", ["'en'"]),
     "own_names": ("labels: 'qwerty' are no names of the model's; allowed its own names", ["'qwerty'"]),
@@ -292,7 +302,19 @@ WRITTEN = {
 #: Words that another language shares with English, and those that are typed as they are.
 SHARED = {
     *("prompt", "model", "pixel", "pixels", "encoder", "scheduler", "label", "start", "mask", "float32"),
-    *("prompts", "guidance", "collection", "multiple", "half", "file", "image", "bytes", "note", "place"),
+    *(
+        "prompts",
+        "guidance",
+        "collection",
+        "multiple",
+        "half",
+        "file",
+        "image",
+        "bytes",
+        "note",
+        "place",
+        "endpoint",
+    ),
 }
 
 
@@ -347,6 +369,20 @@ def test_every_known_refusal_has_been_tried(lines):
             tried.add(found[0])
             rest = found[1].groupdict().get("reason", "")
     assert tried == {key for key in texts("en") if key.startswith("refusal_")}
+
+
+@pytest.mark.parametrize("path", sorted(Path(i18n.__file__).parent.glob("*.py")), ids=lambda path: path.stem)
+def test_every_refusal_that_the_app_writes_is_known(path: Path):
+    """All but those to people who start it, or who write programs."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "BadRequest":
+            (line,) = node.args
+            parts = line.values if isinstance(line, ast.JoinedStr) else [line]
+            english = "".join(part.value if isinstance(part, ast.Constant) else "5" for part in parts)
+            name, _, rest = english.partition(": ")
+            if path.stem != "launching" and "(start)" not in rest:
+                assert translate(ValueError(f"steps: {rest}"), "de") != f"Schritte: {rest}", english
+                assert name in {*i18n._FIELDS, "5"}, english
 
 
 def test_values_in_an_arabic_line_are_isolated(lines):
