@@ -69,7 +69,7 @@ def build(service: Any) -> Parts:
                 buttons=["download", "fullscreen"],
                 elem_id="ad-gallery",
             )
-            used = gr.Textbox(label=text("seed_used"), interactive=False, buttons=["copy"], elem_id="ad-used")
+            used = gr.Textbox(label=text("seed_used"), interactive=False, elem_id="ad-used")
             history = History(service.info.generation_defaults)
     settings = {"prompt": prompt} | settings
     made = gr.State()
@@ -123,9 +123,9 @@ def _number(key: str, value: float, step: float = 1) -> gr.Number:
 
 def _start() -> tuple[ImageEditor, gr.Slider]:
     with gr.Accordion(text("image_to_image"), open=False, elem_id="ad-start"):
-        gr.Markdown(text("start_picture_help"))
         start = gr.ImageEditor(
             label=text("start_picture"),
+            placeholder=text("start_picture_help"),
             sources=("upload", "clipboard"),
             transforms=(),
             layers=False,

@@ -17,8 +17,10 @@ CSS = """
 /* Each line of what people write starts on the side of its own script. */
 textarea, input[type=text], .ad-told dd, #ad-grid label { unicode-bidi: plaintext; text-align: start; }
 /* gradio sets its boxes left to right whatever the page is; a slider's track stays so. */
-html[dir=rtl] .block { direction: rtl; }
-html[dir=rtl] :is(input[type=range], input[type=number], .ad-tables table, #ad-editor) { direction: ltr; }
+html[dir=rtl] :is(.block, .block [dir=ltr]) { direction: rtl; }
+html[dir=rtl] :is(.slider_input_container, input[type=number], #ad-editor) { direction: ltr; }
+html[dir=rtl] .icon-wrap { right: auto; left: var(--size-4); }
+html[dir=rtl] .secondary-wrap input { padding-inline-end: 2rem; }
 /* gradio heads every refusal "Error", in English; the sign beside it says so too. */
 .toast-title.error { font-size: 0; }
 #ad-head { align-items: center; flex-wrap: nowrap; }
@@ -34,9 +36,8 @@ html[dir=rtl] :is(input[type=range], input[type=number], .ad-tables table, #ad-e
 .ad-kept button { padding: 2px; border: 1px solid var(--border-color-primary); border-radius: var(--radius-sm); cursor: pointer; }
 .ad-kept button:focus-visible { outline: 2px solid var(--primary-600); }
 .ad-kept img { width: 56px; height: 56px; object-fit: cover; display: block; }
-/* Bundled pictures are small: they are shown larger, with smooth edges. */
-#ad-gallery img, #ad-results img, #ad-mixed img { object-fit: contain; }
-#ad-mixed img { max-height: 256px; }
+#ad-results .grid-wrap { max-height: none; }
+.caption-label { unicode-bidi: plaintext; }
 .ad-tables { display: flex; flex-wrap: wrap; gap: 1.25rem; margin-top: .5rem; }
 .ad-tables table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .85rem; direction: ltr; }
 .ad-tables caption { text-align: start; font-weight: 600; padding-bottom: .25rem; unicode-bidi: plaintext; }

@@ -86,9 +86,10 @@ class _Handler:
             less=as_text(less, "less"),
             k=count,
         )
+        tag = visitor_language(request)
         if not hits:
-            gr.Info(say("nothing_found", visitor_language(request)))
-        shown = [(_small(hit.picture), f"{hit.score:.2f} {hit.caption}") for hit in hits]
+            gr.Info(say("nothing_found", tag))
+        shown = [(_small(hit.picture), f"{hit.score:.2f} {hit.names.get(tag, hit.caption)}") for hit in hits]
         told = [{"name": hit.name, "caption": hit.caption, "score": round(hit.score, 4)} for hit in hits]
         return shown, told
 
