@@ -28,7 +28,6 @@ from .service import Drawing, Waiting
 #: For every event: streams, and hands raw values to our own checks.
 RAW: dict[str, Any] = {
     "preprocess": False,
-    "trigger_mode": "once",
     "show_progress": "hidden",
     "concurrency_id": "model",
 }
