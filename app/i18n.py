@@ -34,19 +34,15 @@ _FIELDS = {
     **{name: name for name in ("seed", "scheduler", "strength", "language", "labels", "weight", "picture")},
     **{name: name for name in ("clip_skip", "mask", "mix", "mix_share", "weighting", "versions")},
     **{"guidance_scale": "guidance", "image": "picture", "images": "picture", "templates": "template"},
-    **{
-        "text": "query",
-        "more": "more_like",
-        "less": "less_like",
-        "k": "results_count",
-        "prompts": "versions",
-    },
+    **{"text": "query", "more": "more_like", "less": "less_like", "k": "results_count"},
+    **{"prompts": "versions", "number": "history", "index": "search", "encoder": "model"},
+    **{"data": "bad_request"},
 }
 _NUMBER, _NAMES = r"-?[\d.,]+(?:e[+-]?\d+)?", r"[\w+-]+(?:, [\w+-]+)*"
 #: What a refusal's placeholders match; the rest matches anything.
 _SHAPES = {
     **dict.fromkeys(("low", "high", "step", "limit", "length", "steps", "layers", "line", "bytes"), _NUMBER),
-    **dict.fromkeys(("width", "height", "weight"), _NUMBER),
+    **dict.fromkeys(("width", "height", "weight", "count"), _NUMBER),
     **dict.fromkeys(("choices", "near"), _NAMES),
 }
 
@@ -151,22 +147,24 @@ def translate(error: Exception, tag: str) -> str:
     name, colon, rest = line.partition(": ")
     if tag not in LANGUAGES or tag == "en" or not colon or name not in _FIELDS:
         return line
-    return f"{texts(tag)[_FIELDS[name]]}: {_sentence(rest, tag) or rest}"
+    parts = {"label": texts(tag)[_FIELDS[name]], "reason": _sentence(rest, tag) or _isolated(rest, tag)}
+    return _PLACEHOLDER.sub(lambda found: parts[found[1]], texts(tag)["named"])
 
 
-def _sentence(english: str, tag: str) -> str | None:
+def _sentence(english: str, tag: str, inner: bool = False) -> str | None:
     for key, pattern in _refusals():
         if found := pattern.fullmatch(english):
-            values = {name: _value(name, value, tag) for name, value in found.groupdict().items()}
+            values = {name: _value(name, value, tag, inner) for name, value in found.groupdict().items()}
             return _filled(texts(tag)[key], tag, values)
     return None
 
 
 @functools.cache
 def _refusals() -> list[tuple[str, re.Pattern[str]]]:
-    """The English sentences as patterns, the most particular first."""
+    """The English sentences as patterns, those first that begin with words of their own, then the longest."""
     keys = [key for key in texts("en") if key.startswith(_REFUSAL)]
-    keys.sort(key=lambda key: len(_PLACEHOLDER.sub("", texts("en")[key])), reverse=True)
+    keys.sort(key=lambda key: -len(_PLACEHOLDER.sub("", texts("en")[key])))
+    keys.sort(key=lambda key: texts("en")[key].startswith("{"))
     return [(key, _pattern(texts("en")[key])) for key in keys]
 
 
@@ -179,12 +177,12 @@ def _pattern(template: str) -> re.Pattern[str]:
     return re.compile("".join(parts), re.DOTALL)
 
 
-def _value(name: str, value: str, tag: str) -> str:
+def _value(name: str, value: str, tag: str, inner: bool) -> str:
     """A value as it stands in the other language: 2,000 would be 2 in some of them."""
-    if name == "reason":  # a refusal inside another
-        return translate(ValueError(value), tag) if (inner := _sentence(value, tag)) is None else inner
-    if value == "picture":
-        return texts(tag)["picture"]
+    if name == "reason":  # a refusal inside another, and no deeper: lines may hold what people wrote
+        return value if inner else _sentence(value, tag, inner=True) or value
+    if name == "action" or value == "picture":
+        return texts(tag).get(value, value)
     if found := _pattern(texts("en")["value_bytes"]).fullmatch(value):
         return _filled(texts(tag)["value_bytes"], tag, {"bytes": _plain(found["bytes"])})
     return _plain(value)
