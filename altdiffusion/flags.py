@@ -1,4 +1,4 @@
-"""What all subcommands are written with: the register, flags with their help, and the flags that many share."""
+"""What subcommands are written with: the register, flags with their help, and those that many share."""
 
 import functools
 from collections.abc import Callable
@@ -17,7 +17,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     def bind(*args: Any, **fields: Any) -> functools.partial[None]:
         return functools.partial(function, *args, **fields)
 
-    COMMANDS.command(bind, name=function.__name__.rstrip("_"))
+    COMMANDS.command(bind)
     return function
 
 

@@ -16,6 +16,7 @@ import secrets
 import tempfile
 import unicodedata
 from pathlib import Path
+from typing import IO
 
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
@@ -143,13 +144,18 @@ def save_png(
     aside = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         with aside.open("xb") as file:
-            image.save(file, "PNG", pnginfo=_chunks(provenance))
+            write_png(image, file, provenance)
         if overwrite:
             aside.replace(path)
         else:
             _rename_new(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def write_png(image: Image.Image, file: IO[bytes], provenance: Provenance | None = None) -> None:
+    """To a file that is open, or a buffer."""
+    image.save(file, "PNG", pnginfo=_chunks(provenance))
 
 
 def _rename_new(aside: Path, path: Path) -> None:

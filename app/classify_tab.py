@@ -9,7 +9,7 @@ import gradio as gr
 from altdiffusion.languages import LANGUAGES
 from altdiffusion.requests import BadRequest, prompts_by_language, shorten
 
-from .handling import ENDONYMS, HELPER, RAW, as_text, uploaded
+from .handling import ENDONYMS, HELPER, RAW, as_text, known_tags, uploaded
 from .i18n import say, text, visitor_language
 
 _TAGGED = re.compile(r"\s*[A-Za-z]{2,3}(?:[-_]\w+)?\s*:\s*\S")
@@ -23,8 +23,8 @@ def build(service: Any) -> None:
                 elem_id="ad-classified",
             )  # fmt: skip
             labels = gr.Textbox(
-                "lobster\nelephant\nrainbow\nbutterfly", label=text("labels"), info=text("labels_help"), lines=5,
-                max_lines=20, elem_id="ad-labels", elem_classes="ad-submits",
+                "lobster\nelephant\nrainbow\nbutterfly", label=text("labels"), info=text("labels_help"),
+                lines=5, max_lines=20, elem_id="ad-labels", elem_classes="ad-submits",
             )  # fmt: skip
             with gr.Row():
                 language = gr.Dropdown(ENDONYMS, value="en", label=text("labels_language"), min_width=140)
@@ -82,15 +82,17 @@ class _Handler:
             opened, wanted, language=language, templates=templates, multi_label=several
         )
         scores = dict(zip(ranked.labels, ranked.scores, strict=True))
-        return scores, {tag: {"label": best, "score": score} for tag, (best, score) in ranked.agreement.items()}
+        return scores, {
+            tag: {"label": best, "score": score} for tag, (best, score) in ranked.agreement.items()
+        }
 
     def fill(self, labels: Any, tags: Any, language: Any) -> str:
         """Each label in the chosen languages, where the model's own names are known."""
-        lines = [line.strip() for line in as_text(labels, "labels").splitlines() if line.strip()][:100]
-        plain = [line.split(":", 1)[-1].strip() for line in lines]
-        tags = [tag for tag in [language, *(tags or [])] if tag in LANGUAGES] if isinstance(tags, list) else []
-        found = [self._service.versions_of(label, tags) or {language: label} for label in dict.fromkeys(plain)]
-        everywhere = [tag for tag in dict.fromkeys(tags) if all(tag in one for one in found)]
+        lines = [line for line in as_text(labels, "labels").splitlines() if line.strip()][:100]
+        plain = dict.fromkeys(line.split(":", 1)[-1].strip() for line in lines)
+        wanted = known_tags([language, *(tags if isinstance(tags, list) else [])])
+        found = [self._service.versions_of(label, wanted) for label in plain]
+        everywhere = [tag for tag in wanted if found and all(tag in one for one in found)]
         if not everywhere:
             raise BadRequest(f"labels: {shorten(labels)} are no names of the model's; allowed its own names")
         return "\n".join(f"{tag}: {one[tag]}" for tag in everywhere for one in found)

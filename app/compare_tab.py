@@ -9,7 +9,7 @@ import gradio as gr
 from altdiffusion.languages import LANGUAGES
 from altdiffusion.requests import BadRequest, GenerateRequest, prompts_by_language, shorten
 
-from .handling import ENDONYMS, HELPER, RAW, Teller, as_text, followed, given, picture_file
+from .handling import ENDONYMS, HELPER, RAW, Teller, as_text, followed, given, known_tags, picture_file
 from .i18n import EXAMPLES, say, text, visitor_language
 
 _FIRST = ("en", "zh", "ar", "th", "hi", "ru")
@@ -72,8 +72,8 @@ def _mixing(service: Any, seed: gr.Number, steps: gr.Number) -> Any:
                 object_fit="contain", interactive=False, buttons=["download"], elem_id="ad-mixed",
             )  # fmt: skip
     return gr.on(
-        [share.release, run.click], _Handler(service).mix, [first, second, share, seed, steps], [mixed, status],
-        api_name="mix", **RAW | {"trigger_mode": "always_last"},
+        [share.release, run.click], _Handler(service).mix, [first, second, share, seed, steps],
+        [mixed, status], api_name="mix", trigger_mode="always_last", **RAW,
     )  # fmt: skip
 
 
@@ -143,8 +143,7 @@ class _Filler:
 
     def fill(self, prompt: Any, tags: Any, request: gr.Request) -> str:
         """The prompt in other languages, where the model's own names are known."""
-        tags = [tag for tag in tags or [] if tag in LANGUAGES] if isinstance(tags, list) else []
-        found = self._service.versions_of(as_text(prompt, "prompt"), tags)
+        found = self._service.versions_of(as_text(prompt, "prompt"), known_tags(tags))
         if not found:
             raise gr.Error(say("nothing_found", visitor_language(request)), print_exception=False)
         return _lines(found)
@@ -177,4 +176,5 @@ def _table(caption: str, tags: list[str], rows: list[list[float]]) -> str:
         + "</tr>"
         for tag, row in zip(tags, rows, strict=True)
     )
-    return f"<table><caption>{html.escape(caption)}</caption><thead><tr><td></td>{head}</tr></thead>{body}</table>"
+    head = f"<caption>{html.escape(caption)}</caption><thead><tr><td></td>{head}</tr></thead>"
+    return f"<table>{head}<tbody>{body}</tbody></table>"

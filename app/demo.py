@@ -1,4 +1,4 @@
-"""The page: tabs over a service, in the visitor's language. Widgets and wiring only; what they do is in the tabs.
+"""The page: tabs over a service, in the visitor's language.
 
 Every failure passes through `Page.process_api`, so every refusal has a text, also for raw HTTP requests.
 """
@@ -47,7 +47,9 @@ def explain(error: Exception, tag: str) -> str:
         return translate(error, tag)
     if type(error).__module__.startswith(("gradio", "pydantic")):
         _LOG.info("a request that does not fit: %r", error)
-        return translate(BadRequest("data: a value that does not fit; allowed what the endpoint describes"), tag)
+        return translate(
+            BadRequest("data: a value that does not fit; allowed what the endpoint describes"), tag
+        )
     _LOG.error("a request failed", exc_info=error)
     return say("failed", tag)
 
@@ -90,7 +92,7 @@ def build_demo(service: Any) -> gr.Blocks:
             )  # fmt: skip
         with gr.Tabs() as tabs:
             with gr.Tab(text("tab_generate"), id="generate"):
-                drawing = generate_tab.build(service)
+                drawing = generate_tab.build(service, demo)
             with gr.Tab(text("tab_compare"), id="compare"):
                 compare_tab.build(service)
             with gr.Tab(text("tab_search"), id="search"):

@@ -1,4 +1,4 @@
-"""Generate: a prompt becomes pictures, with a preview at every step, from nothing, a picture or part of one."""
+"""Generate: a prompt becomes pictures, previewed as they grow, from nothing, a picture or part of one."""
 
 import functools
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from .history import History, kept
 from .i18n import EXAMPLES, say, text, visitor_language
 
 _MOST_LAYERS = 8
-#: The seed -1 is a random one. Both happen in the browser: the checkbox sets the box, and a number unticks it.
+#: The seed -1 is a random one. In the browser, the tick sets the box, and a number takes the tick away.
 _TICKED_JS = "(random, used) => random ? -1 : Number(used || 0)"
 _TYPED_JS = "(seed) => seed === null || seed < 0"
 
@@ -32,7 +32,7 @@ class Parts:
     start: ImageEditor
 
 
-def build(service: Any) -> Parts:
+def build(service: Any, page: gr.Blocks) -> Parts:
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
             prompt = gr.Textbox(
@@ -69,7 +69,7 @@ def build(service: Any) -> Parts:
                 buttons=["download", "fullscreen"],
                 elem_id="ad-gallery",
             )
-            used = gr.Textbox(label=text("seed_used"), interactive=False, buttons=["copy"], elem_id="ad-used")
+            used = gr.Textbox(label=text("seed_used"), interactive=False, elem_id="ad-used")
             history = History(service.info.generation_defaults)
     settings = {"prompt": prompt} | settings
     made = gr.State()
@@ -82,7 +82,7 @@ def build(service: Any) -> Parts:
         **RAW,
     )
     event.success(history.remember, [history.kept, made], [history.kept, history.view], **HELPER)
-    history.wire(settings, random)
+    history.wire(page, settings, random)
     stop.click(_stopped, None, status, cancels=[event], **HELPER)
     random.input(None, [random, used], settings["seed"], js=_TICKED_JS, api_visibility="private")
     settings["seed"].input(None, settings["seed"], random, js=_TYPED_JS, api_visibility="private")
@@ -98,7 +98,9 @@ def _advanced(service: Any) -> tuple[dict[str, Any], gr.Checkbox]:
     own = service.info.generation_defaults
     made = {}
     with gr.Accordion(text("advanced"), open=False, elem_id="ad-advanced"):
-        made["negative_prompt"] = gr.Textbox("", label=text("negative_prompt"), info=text("negative_prompt_help"))
+        made["negative_prompt"] = gr.Textbox(
+            "", label=text("negative_prompt"), info=text("negative_prompt_help")
+        )
         with gr.Row():
             made["steps"] = _number("steps", own.steps)
             made["guidance_scale"] = _number("guidance", own.guidance_scale, step=0.5)
@@ -123,9 +125,9 @@ def _number(key: str, value: float, step: float = 1) -> gr.Number:
 
 def _start() -> tuple[ImageEditor, gr.Slider]:
     with gr.Accordion(text("image_to_image"), open=False, elem_id="ad-start"):
-        gr.Markdown(text("start_picture_help"))
         start = gr.ImageEditor(
             label=text("start_picture"),
+            placeholder=text("start_picture_help"),
             sources=("upload", "clipboard"),
             transforms=(),
             layers=False,
@@ -165,7 +167,7 @@ class _Handler:
     ) -> Iterator[tuple]:
         """Draw pictures from a prompt in any of 18 languages.
 
-        Returns the pictures as PNG files that say how they were made, a line of text, and the seed of the first.
+        Returns the pictures as PNG files that say how they were made, a line, and the seed of the first.
 
         Args:
             prompt: What the pictures should show.

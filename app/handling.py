@@ -1,7 +1,7 @@
 """What all tabs share: pictures out of uploads, news of a drawing as HTML, files with their metadata.
 
-Handlers get raw values (`preprocess=False`): gradio's own checks differ from widget to widget, let `NaN` through
-and refuse without a word what they refuse. So all that is asked goes to the service as it came.
+Handlers get raw values (`preprocess=False`): gradio's own checks differ from widget to widget, let `NaN`
+through and refuse without a word what they refuse. So all that is asked goes to the service as it came.
 """
 
 import base64
@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
 from gradio.utils import get_upload_folder
 from PIL import Image
 
@@ -27,9 +26,13 @@ from .i18n import say
 from .service import Drawing, Waiting
 
 #: For every event: streams, and hands raw values to our own checks.
-RAW = {"preprocess": False, "trigger_mode": "once", "show_progress": "hidden", "concurrency_id": "model"}
+RAW: dict[str, Any] = {
+    "preprocess": False,
+    "show_progress": "hidden",
+    "concurrency_id": "model",
+}
 #: For events that only help the page.
-HELPER = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
+HELPER: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
 ENDONYMS = [(row.endonym, row.tag) for row in LANGUAGES.values()]
 
 
@@ -61,6 +64,12 @@ def as_text(value: Any, argument: str) -> str:
     if not isinstance(value, str):
         raise BadRequest(f"{argument}: {shorten(value)} is not text; allowed text")
     return value
+
+
+def known_tags(value: Any) -> list[str]:
+    """The languages of a list of ticks, each once."""
+    found = [tag for tag in value if isinstance(tag, str)] if isinstance(value, list) else []
+    return [tag for tag in dict.fromkeys(found) if tag in LANGUAGES]
 
 
 def given(**fields: Any) -> dict[str, Any]:
@@ -119,7 +128,8 @@ class Teller:
         percent = round(100 * share)
         bar = (
             f'<div class="ad-bar" role="progressbar" aria-valuemin="0" aria-valuemax="100" '
-            f'aria-valuenow="{percent}" aria-label="{html.escape(line)}"><span style="width:{percent}%"></span></div>'
+            f'aria-valuenow="{percent}" aria-label="{html.escape(line)}">'
+            f'<span style="width:{percent}%"></span></div>'
         )
         return f'{self.line(line)}{bar}<div class="ad-previews">{self.previews}</div>'
 

@@ -46,11 +46,11 @@ class History:
             self.view = gr.HTML(js_on_load=_CLICK_JS, elem_id="ad-kept")
             self._clear = gr.Button(text("history_clear"), size="sm", min_width=120)
 
-    def wire(self, settings: dict[str, Any], random: gr.Checkbox) -> None:
+    def wire(self, page: gr.Blocks, settings: dict[str, Any], random: gr.Checkbox) -> None:
         targets = [*(settings[name] for name in REUSED), random]
         self.view.click(self._reuse, self.kept, targets, **HELPER)
         self._clear.click(self._cleared, None, [self.kept, self.view], **HELPER)
-        gr.context.Context.root_block.load(self._shown, self.kept, self.view, **HELPER)
+        page.load(self._shown, self.kept, self.view, **HELPER)
 
     def remember(self, entries: Any, made: Any, request: gr.Request) -> tuple[list[dict], str]:
         entries = ([made] if made else []) + _entries(entries)

@@ -1,7 +1,8 @@
 """From arguments to a running server, with everything shut that need not be open.
 
-gradio listens to any host name, takes bodies of any size, sends no security headers, and keeps files for ever; what
-it lacks is added round it here. What remains for a reverse proxy: TLS, and a limit of requests for each address.
+gradio answers to any host name, takes bodies of any size, sends no security headers, and keeps files for
+ever; what it lacks is added round it here. What remains for a reverse proxy is TLS, and a limit of requests
+for each address.
 """
 
 import atexit
@@ -58,7 +59,7 @@ class Options:
     def from_text(cls, port: str | None = None, **fields: Any) -> "Options":
         if port is not None and not (port.isdecimal() and len(port) < 6 and 0 < int(port) < 65536):
             raise BadRequest(f"port: {shorten(port)}; allowed a whole number from 1 to 65535")
-        return cls(port=port and int(port), **fields)
+        return cls(port=None if port is None else int(port), **fields)
 
 
 def check(options: Options) -> tuple[str, str] | None:
@@ -72,7 +73,8 @@ def check(options: Options) -> tuple[str, str] | None:
         raise BadRequest("auth: not USER:PASS; allowed a name, a colon and a password")
     if not is_loopback(options.host) and not colon and not options.public_without_auth:
         raise BadRequest(
-            f"host: {shorten(options.host)} lets others in; allowed with --auth USER:PASS, or --public-without-auth"
+            f"host: {shorten(options.host)} lets others in; "
+            "allowed with --auth USER:PASS, or --public-without-auth"
         )
     return (user, password) if colon else None
 
@@ -189,17 +191,21 @@ class Guard:
 
         async def with_headers(message: dict[str, Any]) -> None:
             nonlocal begun
+            if seen > MAX_BODY and not begun:
+                return  # what the app makes of `_TooLarge`
             if message["type"] == "http.response.start":
                 begun = True
                 own = {name.lower() for name, _ in message["headers"]}
-                message["headers"] = [*message["headers"], *((n, v) for n, v in HEADERS.items() if n not in own)]
+                message["headers"] = [
+                    *message["headers"],
+                    *((n, v) for n, v in HEADERS.items() if n not in own),
+                ]
             await send(message)
 
-        try:
+        with contextlib.suppress(_TooLarge):
             await self._app(scope, bounded, with_headers)
-        except _TooLarge:
-            if not begun:
-                await _refuse(send)
+        if seen > MAX_BODY and not begun:
+            await _refuse(send)
 
 
 class _TooLarge(Exception):

@@ -1,4 +1,4 @@
-"""How the page looks: fonts that the visitor's machine has for every script, lines set by their own script."""
+"""How the page looks: fonts that visitors have for every script, lines set by their own script."""
 
 from typing import Any
 
@@ -17,8 +17,10 @@ CSS = """
 /* Each line of what people write starts on the side of its own script. */
 textarea, input[type=text], .ad-told dd, #ad-grid label { unicode-bidi: plaintext; text-align: start; }
 /* gradio sets its boxes left to right whatever the page is; a slider's track stays so. */
-html[dir=rtl] .block { direction: rtl; }
-html[dir=rtl] :is(input[type=range], input[type=number], .ad-tables table, #ad-editor) { direction: ltr; }
+html[dir=rtl] :is(.block, .block [dir=ltr]) { direction: rtl; }
+html[dir=rtl] :is(.slider_input_container, input[type=number], #ad-editor) { direction: ltr; }
+html[dir=rtl] .icon-wrap { right: auto; left: var(--size-4); }
+html[dir=rtl] .secondary-wrap input { padding-inline-end: 2rem; }
 /* gradio heads every refusal "Error", in English; the sign beside it says so too. */
 .toast-title.error { font-size: 0; }
 #ad-head { align-items: center; flex-wrap: nowrap; }
@@ -31,14 +33,15 @@ html[dir=rtl] :is(input[type=range], input[type=number], .ad-tables table, #ad-e
 .ad-previews { display: flex; gap: .5rem; flex-wrap: wrap; margin-top: .5rem; }
 .ad-previews img { width: 160px; max-width: 45%; border-radius: var(--radius-md); }
 .ad-kept { display: flex; flex-wrap: wrap; gap: .375rem; margin: .5rem 0; }
-.ad-kept button { padding: 2px; border: 1px solid var(--border-color-primary); border-radius: var(--radius-sm); cursor: pointer; }
+.ad-kept button { padding: 2px; border: 1px solid var(--border-color-primary); cursor: pointer;
+  border-radius: var(--radius-sm); }
 .ad-kept button:focus-visible { outline: 2px solid var(--primary-600); }
 .ad-kept img { width: 56px; height: 56px; object-fit: cover; display: block; }
-/* Bundled pictures are small: they are shown larger, with smooth edges. */
-#ad-gallery img, #ad-results img, #ad-mixed img { object-fit: contain; }
-#ad-mixed img { max-height: 256px; }
+#ad-results .grid-wrap { max-height: none; }
+.caption-label { unicode-bidi: plaintext; }
 .ad-tables { display: flex; flex-wrap: wrap; gap: 1.25rem; margin-top: .5rem; }
-.ad-tables table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .85rem; direction: ltr; }
+.ad-tables table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .85rem;
+  direction: ltr; }
 .ad-tables caption { text-align: start; font-weight: 600; padding-bottom: .25rem; unicode-bidi: plaintext; }
 .ad-tables :is(th, td) { border: 1px solid var(--border-color-primary); }
 .ad-tables th { padding: .15rem .4rem; font-weight: 500; }
@@ -71,8 +74,6 @@ def page_js(locale_js: str) -> str:
 
 
 def theme() -> Any:
-    import gradio as gr
+    from gradio.themes import Soft
 
-    return gr.themes.Soft(
-        primary_hue="indigo", secondary_hue="indigo", neutral_hue="slate", font=FONTS, font_mono=MONO
-    )
+    return Soft(primary_hue="indigo", secondary_hue="indigo", neutral_hue="slate", font=FONTS, font_mono=MONO)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,6 +147,10 @@ class ModelThread:
             self._waiting.append(member)
             self._work.notify()
         return Ticket(member, self)
+
+    def held(self) -> AbstractContextManager[Any]:
+        """Inside, nothing is taken from the queue, so that what is submitted there can be joined."""
+        return self._work
 
     def call(self, function: Callable[[], Any]) -> Any:
         """Runs a short function on the model's thread, between two steps, and returns what it returns."""

@@ -37,7 +37,9 @@ def build(service: Any, tabs: gr.Tabs, settings: dict[str, Any], random: gr.Chec
                 elem_id="ad-read",
             )  # fmt: skip
         with gr.Column(scale=6, min_width=320):
-            told = gr.HTML(label=text("how_made"), show_label=True, container=True, padding=True, elem_id="ad-told")
+            told = gr.HTML(
+                label=text("how_made"), show_label=True, container=True, padding=True, elem_id="ad-told"
+            )
             reuse = gr.Button(text("reuse"), variant="primary", interactive=False, elem_id="ad-reuse")
             made = gr.JSON(visible=False)
     read = picture.upload(_Handler(service).read, picture, made, api_name="read", **RAW)

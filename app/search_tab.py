@@ -3,6 +3,7 @@
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from altdiffusion.images import open_image
 from altdiffusion.requests import BadRequest, shorten
@@ -15,8 +16,7 @@ def build(service: Any, tabs: gr.Tabs, start: Any) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=320):
             query = gr.Textbox(
-                "",
-                label=text("query"), placeholder=text("query_placeholder"), elem_id="ad-query"
+                "", label=text("query"), placeholder=text("query_placeholder"), elem_id="ad-query"
             )
             picture = gr.Image(
                 label=text("query_picture"), sources=["upload", "clipboard"], format="png", height=220,
@@ -46,7 +46,7 @@ def build(service: Any, tabs: gr.Tabs, start: Any) -> None:
     results.select(_choose, None, [chosen, similar, use], **HELPER)
     found = similar.click(_chosen_picture, [results, chosen], picture, preprocess=False, **HELPER)
     found.success(lambda: "", None, query, **HELPER).success(
-        handler.search, inputs, outputs, **RAW | {"api_visibility": "private"}
+        handler.search, inputs, outputs, api_visibility="private", **RAW
     ).success(_none_chosen, None, [chosen, similar, use], **HELPER)
     used = use.click(_chosen_picture, [results, chosen], start, preprocess=False, **HELPER)
     used.success(lambda: gr.Tabs(selected="generate"), None, tabs, **HELPER)
@@ -68,7 +68,7 @@ class _Handler:
     ) -> tuple[list, list]:
         """Find pictures by text in any language, by a picture, or by both.
 
-        Returns pictures with score and caption, the best first, and the same as a list of name, caption, score.
+        Returns pictures with score and caption, the best first, and the same as name, caption, score.
 
         Args:
             text: What to look for.
@@ -86,16 +86,17 @@ class _Handler:
             less=as_text(less, "less"),
             k=count,
         )
+        tag = visitor_language(request)
         if not hits:
-            gr.Info(say("nothing_found", visitor_language(request)))
-        shown = [(_small(hit.picture), f"{hit.score:.2f} {hit.caption}") for hit in hits]
+            gr.Info(say("nothing_found", tag))
+        shown = [(_small(hit.picture), f"{hit.score:.2f} {hit.names.get(tag, hit.caption)}") for hit in hits]
         told = [{"name": hit.name, "caption": hit.caption, "score": round(hit.score, 4)} for hit in hits]
         return shown, told
 
 
 def _small(picture: Any) -> Any:
     """A copy in the result's own size at most: the files of an index are never served themselves."""
-    image = open_image(picture) if isinstance(picture, str) or hasattr(picture, "read_bytes") else picture.copy()
+    image = picture.copy() if isinstance(picture, Image.Image) else open_image(picture)
     image.thumbnail((512, 512))
     return image
 

@@ -10,6 +10,7 @@ import functools
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,10 +41,12 @@ __all__ = [
     "ModelInfo",
     "Ranked",
     "Service",
+    "Ticket",
     "Waiting",
 ]
 
 _PREVIEW_EVERY = 2  # steps
+_BATCH = 4  # 1.8 times as many pictures a second as 1, on two cores too (docs/decisions.md)
 _CLASSIFIERS = 32  # kept ready, of at most a hundred labels each
 
 
@@ -71,7 +74,7 @@ class Service:
         from .previews import Previewer
 
         self.pipeline, self.index, self._encoder = pipeline, index, encoder
-        self.batch = batch or (1 if pipeline.device.type == "cpu" else 4)
+        self.batch = batch or _BATCH
         self.info = _info(pipeline, index, limits or Limits())
         self._preview = Previewer(pipeline.vae)
         self._classifiers: OrderedDict[tuple, Any] = OrderedDict()
@@ -92,7 +95,7 @@ class Service:
     ) -> "Service":
         """`model` as everywhere: None is the bundled one. `index` is a folder that `altdiffusion index` made;
         `encoder` another AltCLIP than the model's own, to search and classify with. `batch` is how many
-        pictures are drawn together at most (default: 1 on a CPU, 4 on an accelerator)."""
+        pictures are drawn together at most; 1 keeps the bytes of what a CPU draws (docs/serving.md)."""
         from altdiffusion import AltCLIP, AltDiffusionPipeline, ImageIndex
 
         options = {"dtype": dtype, "device": device}
@@ -202,6 +205,10 @@ class Service:
         """The name of an emoji in other languages, for the bundled model; else nothing."""
         known = bool(self.info.covered) and Collection.exists()
         return self._emoji.versions(prompt, tags) if known else {}
+
+    def together(self) -> AbstractContextManager[Any]:
+        """What is submitted inside waits until all of it is there, and can be joined."""
+        return self._thread.held()
 
     def read(self, picture: str | bytes) -> Provenance:
         """How a PNG was made, from the note in it."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from altdiffusion.generation import Picture, generate
+from altdiffusion.generation import Picture, Step, draw_together, generate, prepare
 from altdiffusion.images import read_provenance, save_png
 from altdiffusion.pipelines import AltDiffusionPipeline
 from altdiffusion.requests import SCHEDULERS, BadRequest, GenerateRequest
@@ -190,3 +190,75 @@ def test_prompts_of_every_language_survive_drawing_and_saving(
 def test_a_prompt_over_77_tokens_is_drawn_with_a_warning_that_quotes_the_rest(pipeline: AltDiffusionPipeline):
     with pytest.warns(UserWarning, match=r"^prompt: too long by \d+ tokens, left out: .*zebra"):
         draw(pipeline, prompt="a red lobster and a cat " * 20 + "zebra", steps=1)
+
+
+def test_orders_of_one_key_share_a_batch_and_others_are_refused(pipeline: AltDiffusionPipeline):
+    requests = [GenerateRequest.build(prompt=text, seed=7, steps=2) for text in ("a cat", "eine Katze", "猫")]
+    orders = [prepare(pipeline, request) for request in requests]
+    seen: list[Step] = []
+    together = draw_together(pipeline, orders, seen.append, batch_size=2)
+    assert [step.places for step in seen] == [((0, 0), (1, 0))] * 2 + [((2, 0),)] * 2
+    assert [(step.done, step.of, len(step.latents)) for step in seen] == [
+        (1, 4, 2), (2, 4, 2), (3, 4, 1), (4, 4, 1),
+    ]  # fmt: skip
+    for (picture,), request in zip(together, requests, strict=True):
+        assert abs(values(picture) - values(generate(pipeline, request)[0])).max() <= 1
+        assert picture.provenance.prompt == request.prompt
+    other = prepare(pipeline, GenerateRequest.build(prompt="a cat", steps=3))
+    with pytest.raises(ValueError, match=r"^orders: none, or of several keys"):
+        draw_together(pipeline, [orders[0], other])
+
+
+def test_watching_changes_no_byte(pipeline: AltDiffusionPipeline):
+    order = prepare(pipeline, GenerateRequest.build(prompt="a cat", seed=7, steps=4))
+    (plain,), (watched,) = (draw_together(pipeline, [order], watch) for watch in (None, lambda step: None))
+    assert plain[0].image.tobytes() == watched[0].image.tobytes()
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm++", "euler", "heun", "dpm2", "unipc", "pndm"])
+def test_a_step_shows_the_picture_that_the_model_expects(
+    pipeline: AltDiffusionPipeline, scheduler: str, monkeypatch: pytest.MonkeyPatch
+):
+    """However noisy the latents still are: a model that knows one picture only shows it from the start."""
+    wanted = torch.linspace(-1, 1, 16 * 16).reshape(1, 1, 16, 16).expand(1, 4, 16, 16)
+
+    def towards_wanted(sample: torch.Tensor, timestep: torch.Tensor, **more: object) -> tuple[torch.Tensor]:
+        kept = pipeline.scheduler.alphas_cumprod[round(float(timestep))]
+        noise = (sample - kept.sqrt() * wanted) / (1 - kept).sqrt()
+        return (kept.sqrt() * noise - (1 - kept).sqrt() * wanted,)
+
+    monkeypatch.setattr(pipeline.unet, "forward", towards_wanted)
+    request = GenerateRequest.build(prompt="a", seed=1, steps=4, scheduler=scheduler, guidance_scale=1.0)
+    seen: list[Step] = []
+    draw_together(pipeline, [prepare(pipeline, request)], seen.append)
+    assert len(seen) >= 4
+    for step in seen[1:-1]:  # the last ones are what is decoded, with what noise the scheduler leaves
+        assert (step.latents - wanted).abs().max() < 0.05
+
+
+def test_clip_skip_is_noted_and_refused_where_the_tower_has_too_few_layers(pipeline: AltDiffusionPipeline):
+    (skipped,), (whole,) = draw(pipeline, clip_skip=1), draw(pipeline, clip_skip=0)
+    assert skipped.image.tobytes() != whole.image.tobytes() == draw(pipeline)[0].image.tobytes()
+    assert (skipped.provenance.clip_skip, whole.provenance.clip_skip) == (1, None)
+    with pytest.raises(BadRequest, match=r"^clip_skip: 2; allowed 0 to 1 of the text tower's 2 layers"):
+        draw(pipeline, clip_skip=2)
+
+
+def test_marks_in_a_prompt_are_words_unless_they_are_asked_to_be_weights(pipeline: AltDiffusionPipeline):
+    plain, marked = draw(pipeline, prompt="a red cat")[0], draw(pipeline, prompt="a (red:1.5) cat")[0]
+    (weighted,) = draw(pipeline, prompt="a (red:1.5) cat", weighting=True)
+    (unmarked,) = draw(pipeline, prompt="a red cat", weighting=True)
+    assert len({picture.image.tobytes() for picture in (plain, marked, weighted)}) == 3
+    assert unmarked.image.tobytes() == plain.image.tobytes()
+    assert weighted.provenance.weighting is True
+    assert marked.provenance.weighting is None
+
+
+def test_a_start_picture_at_hand_draws_what_its_file_draws(pipeline: AltDiffusionPipeline, tmp_path: Path):
+    start = Image.radial_gradient("L").convert("RGB")
+    start.save(tmp_path / "a.png")
+    (by_path,) = draw(pipeline, image=str(tmp_path / "a.png"), strength=0.5)
+    request = GenerateRequest.build(prompt="a red lobster", seed=7, steps=2, strength=0.5)
+    (at_hand,) = generate(pipeline, request, start=start)
+    assert by_path.image.tobytes() == at_hand.image.tobytes()
+    assert at_hand.provenance.image

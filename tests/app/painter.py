@@ -21,7 +21,9 @@ class Painter:
 
     def generate(self, request, *, start=None, mask=None, mix=None):
         self.asked.append((request, start, mask))
-        return self._news(request.with_seed(), [request.prompt] * request.count, lambda made: Drawn(tuple(made)))
+        return self._news(
+            request.with_seed(), [request.prompt] * request.count, lambda made: Drawn(tuple(made))
+        )
 
     def compare(self, prompts, request):
         ones = [[1.0 if a == b else 0.8 for a in prompts] for b in prompts]
@@ -81,7 +83,7 @@ def _square(number):
 def _picture(request: GenerateRequest, prompt: str, number: int):
     from altdiffusion import Picture
 
-    made = Provenance(prompt=clean_text(prompt), seed=request.seed + number, steps=request.steps, model="squares")
+    made = Provenance(
+        prompt=clean_text(prompt), seed=request.seed + number, steps=request.steps, model="squares"
+    )
     return Picture(_square(request.seed + number), made)
-
-

@@ -17,6 +17,7 @@ from altdiffusion.pipelines import AltDiffusionPipeline
 from altdiffusion.requests import BadRequest, GenerateRequest
 from app.service import Busy, Compared, Drawing, Drawn, Ranked, Service, Waiting
 from tests.fakes import COVERED, SENTENCES, tiny_vae
+from tests.test_readme import ROOT, blocks
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +52,8 @@ def test_a_drawing_tells_its_place_its_steps_and_its_pictures(service: Service):
     steps = [one for one in news if isinstance(one, Drawing)]
     assert news[0] == Waiting(0)
     assert [type(one) for one in news[1:]] == [Drawing] * len(steps) + [Drawn]
-    assert all(one.steps == 12 for one in steps)
-    assert steps[-1].step == 12
+    assert all(one.steps == 6 for one in steps)  # two pictures in one batch
+    assert steps[-1].step == 6
     assert steps[-1].seconds_left == 0
     assert len(steps[-1].pictures) == 2
 
@@ -73,7 +74,7 @@ def test_sixteen_clients_get_what_each_would_get_alone(shared_pipeline: AltDiffu
     ]
     expected = [alone(shared_pipeline, request) for request in requests]
     got: dict[int, list[bytes]] = {}
-    with Service(shared_pipeline, max_waiting=16) as service:
+    with Service(shared_pipeline, max_waiting=16, batch=1) as service:
 
         def client(first: int) -> None:
             for number in range(first, len(requests), 16):
@@ -386,3 +387,11 @@ def test_the_last_preview_of_the_bundled_model_looks_like_its_picture():
     pair = np.stack([np.asarray(preview).ravel(), np.asarray(picture).ravel()]).astype(float)
     assert np.corrcoef(pair)[0, 1] > 0.9
     assert time.monotonic() - began < 60
+
+
+@pytest.mark.weights
+def test_the_page_on_serving_is_right():
+    names: dict[str, Any] = {}
+    for code in blocks("python", ROOT / "docs/serving.md"):
+        exec(compile(code, "docs/serving.md", "exec"), names)
+    assert names["news"].pictures[0].image.size == (64, 64)
