@@ -4,47 +4,25 @@ What takes long to import is imported inside the functions, so that `--help` is 
 """
 
 import contextlib
-import functools
 import importlib.util
 import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
-from tyro.conf import Positional, arg
-from tyro.extras import SubcommandApp
+from tyro.conf import Positional
 
+from altdiffusion.flags import COMMANDS
+from altdiffusion.flags import OWN as _OWN
+from altdiffusion.flags import Json as _Json
+from altdiffusion.flags import Model as _Model
+from altdiffusion.flags import command as _command
+from altdiffusion.flags import flag as _flag
 from altdiffusion.requests import SCHEDULERS, BadRequest, shorten
 from altdiffusion.terminal import run
-
-app = SubcommandApp()
-
-
-def _command(function: Callable[..., None]) -> Callable[..., None]:
-    """Registers a subcommand so that parsing only binds arguments: what it raises is then ours to tell."""
-
-    @functools.wraps(function)
-    def bind(*args: Any, **fields: Any) -> functools.partial[None]:
-        return functools.partial(function, *args, **fields)
-
-    app.command(bind)
-    return function
-
-
-def _flag(metavar: str, default: str, text: str, *aliases: str, name: str | None = None) -> Any:
-    """Numbers stay texts here: `GenerateRequest` reads and refuses them, in the same words as in Python."""
-    hint = f"(default: {default})" if default else ""
-    return arg(metavar=metavar, help=text, help_behavior_hint=hint, aliases=aliases, name=name)
-
-
-_OWN = "the model's own"
-_Model = Annotated[
-    str | None, _flag("MODEL", "the bundled one", "A folder, or a name on the Hugging Face hub.")
-]
-_Json = Annotated[bool, arg(name="json", help="Print JSON.", help_behavior_hint="")]
 
 
 @_command
@@ -374,8 +352,38 @@ def search(
     commands.search(index, query, fields, only, model=model, sheet=sheet, as_json=as_json)
 
 
+@_command
+def app(
+    *,
+    model: _Model = None,
+    index: Annotated[str | None, _flag("INDEX", "the emoji", "What its search looks through.")] = None,
+    host: Annotated[str, _flag("HOST", "127.0.0.1", "Where to listen; 0.0.0.0 is everywhere.")] = "127.0.0.1",
+    port: Annotated[str | None, _flag("N", "7860 or the next", "The port.")] = None,
+    auth: Annotated[str | None, _flag("USER:PASS", "", "Ask visitors for these.")] = None,
+    public_without_auth: Annotated[bool, _flag("", "", "Let others in without --auth.")] = False,
+    root_path: Annotated[str, _flag("PATH", "", "Where a proxy puts the app.")] = "",
+    mcp: Annotated[bool, _flag("", "", "Also serve its actions to language models (MCP).")] = False,
+    open_browser: Annotated[bool, _flag("", "", "Open the page.")] = False,
+) -> None:
+    """Open the app: generate, compare languages, search and classify in a browser.
+
+    Prints its address on stderr; Ctrl-C ends it. Everything runs on this machine, offline too.
+    """
+    from altdiffusion.web import serve
+
+    places = {"host": host, "port": port, "auth": auth, "root_path": root_path}
+    serve(
+        model=model,
+        index=index,
+        public_without_auth=public_without_auth,
+        mcp=mcp,
+        open_browser=open_browser,
+        **places,
+    )
+
+
 def _parse(argv: Sequence[str]) -> Callable[[], None]:
-    return app.cli(
+    return COMMANDS.cli(
         prog="altdiffusion",
         description="Pictures from prompts in 18 languages, and vectors of texts and pictures.",
         args=list(argv),

@@ -132,6 +132,20 @@ def test_the_wheel_holds_every_file_of_the_package(wheel: zipfile.ZipFile):
     assert package <= set(wheel.namelist())
 
 
+def test_the_wheel_carries_the_app_under_the_package(wheel: zipfile.ZipFile):
+    app = [path.relative_to(ROOT / "app") for path in files() if path.is_relative_to(ROOT / "app")]
+    assert {f"altdiffusion/_app/{path}" for path in app} <= set(wheel.namelist())
+
+
+def test_an_editable_install_redirects_to_the_checkout_and_holds_no_copy(tmp_path: Path):
+    built = next(WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["editable"]))
+    with zipfile.ZipFile(built) as archive:
+        tops = {name.split("/")[0] for name in archive.namelist() if ".dist-info" not in name}
+        text = "".join(archive.read(top).decode() for top in tops)
+    assert tops == {"_editable_impl_altdiffusion.pth", "_editable_impl_altdiffusion.py"}
+    assert "map_module('altdiffusion'" in text
+
+
 @pytest.mark.weights
 def test_the_wheel_holds_the_bundled_model_within_its_limit(wheel: zipfile.ZipFile):
     sizes = [info.file_size for info in wheel.infolist() if info.filename.startswith("altdiffusion/weights/")]

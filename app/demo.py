@@ -1,0 +1,111 @@
+"""The page: tabs over a service, in the visitor's language.
+
+Every failure passes through `Page.process_api`, so every refusal has a text, also for raw HTTP requests.
+"""
+
+import html
+import logging
+from typing import Any
+
+import gradio as gr
+
+from altdiffusion.requests import BadRequest, shorten
+
+from . import classify_tab, compare_tab, generate_tab, read_tab, search_tab
+from .handling import ENDONYMS, HELPER
+from .i18n import CHOOSE_JS, say, text, translate, visitor_language
+from .service import Busy
+
+_LOG = logging.getLogger(__name__)
+
+
+class Page(gr.Blocks):
+    """Blocks that explain themselves: gradio answers all errors but its own with `{"error": null}`."""
+
+    async def process_api(self, block_fn: Any, inputs: list[Any], *args: Any, **more: Any) -> dict[str, Any]:
+        tag = visitor_language(more.get("request"))
+        try:
+            _check(block_fn, inputs, more.get("iterator"))
+            return await super().process_api(block_fn, inputs, *args, **more)
+        except (StopAsyncIteration, StopIteration):
+            raise
+        except Exception as error:
+            raise gr.Error(
+                html.escape(explain(error, tag), quote=False),
+                title=say("bad_request", tag),
+                print_exception=False,
+            ) from error
+
+
+def explain(error: Exception, tag: str) -> str:
+    """One line for the visitor; what nobody foresaw goes to the log, and says only that it happened."""
+    if isinstance(error, gr.Error):
+        return str(error.message)
+    if isinstance(error, Busy):
+        return say("busy", tag, waiting=error.waiting, allowed=error.allowed)
+    if isinstance(error, ValueError) and _addressed(str(error)):
+        return translate(error, tag)
+    if type(error).__module__.startswith(("gradio", "pydantic")):
+        _LOG.info("a request that does not fit: %r", error)
+        return translate(
+            BadRequest("data: a value that does not fit; allowed what the endpoint describes"), tag
+        )
+    _LOG.error("a request failed", exc_info=error)
+    return say("failed", tag)
+
+
+def _addressed(line: str) -> bool:
+    name, colon, _ = line.partition(": ")
+    return bool(colon) and name.isidentifier() and "\n" not in line
+
+
+def _check(block_fn: Any, inputs: Any, iterator: Any) -> None:
+    """What gradio itself would answer in many lines, or with a fetch."""
+    wanted = len(block_fn.inputs)
+    if iterator is None and (not isinstance(inputs, list) or len(inputs) < wanted):
+        raise BadRequest(f"data: too few values; allowed {wanted}, as the endpoint describes")
+    _refuse_addresses(inputs)
+
+
+def _refuse_addresses(value: Any, depth: int = 0) -> None:
+    """No widget takes an address: gradio would fetch it."""
+    if depth > 8:
+        raise BadRequest("data: nested too deeply; allowed what the endpoint describes")
+    if isinstance(value, dict):
+        path = value.get("path")
+        if isinstance(path, str) and path.strip().lower().startswith(("http:", "https:")):
+            raise BadRequest(f"picture: {shorten(path)} is an address; allowed an uploaded picture")
+        value = list(value.values())
+    if isinstance(value, list):
+        for one in value:
+            _refuse_addresses(one, depth + 1)
+
+
+def build_demo(service: Any) -> gr.Blocks:
+    """All of the page; nothing is loaded here, and nothing is drawn before somebody asks."""
+    with Page(title="AltDiffusion", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
+        with gr.Row(elem_id="ad-head"):
+            gr.Markdown(text("tagline"), elem_id="ad-tagline")
+            menu = gr.Dropdown(
+                ENDONYMS, value="en", label=text("language"), container=False, elem_id="ad-language",
+                min_width=120, scale=0,
+            )  # fmt: skip
+        with gr.Tabs() as tabs:
+            with gr.Tab(text("tab_generate"), id="generate"):
+                drawing = generate_tab.build(service, demo)
+            with gr.Tab(text("tab_compare"), id="compare"):
+                compare_tab.build(service)
+            with gr.Tab(text("tab_search"), id="search"):
+                search_tab.build(service, tabs, drawing.start)
+            with gr.Tab(text("tab_classify"), id="classify"):
+                classify_tab.build(service)
+            with gr.Tab(text("tab_read"), id="read"):
+                read_tab.build(service, tabs, drawing.settings, drawing.random)
+        gr.Markdown(text("model") + ": " + service.info.name, elem_id="ad-model")
+        menu.input(None, menu, None, js=CHOOSE_JS)
+        demo.load(_language, None, menu, **HELPER)
+    return demo.queue(api_open=False, max_size=64, default_concurrency_limit=40)
+
+
+def _language(request: gr.Request) -> str:
+    return visitor_language(request)
