@@ -21,7 +21,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     built = next(WheelBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"]))
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-compile"]
-    subprocess.run([*pip, "--target", str(folder / "site"), built], check=True, capture_output=True, timeout=120)
+    subprocess.run(
+        [*pip, "--target", str(folder / "site"), built], check=True, capture_output=True, timeout=120
+    )
     return folder / "site"
 
 
