@@ -9,10 +9,12 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 FONT := /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
 CLDR := /usr/share/unicode/cldr/common/annotations/en.xml
 DEBIAN := fonts-noto-color-emoji unicode-cldr-core
+# What the app's tests look at the page with: a browser, and letters for all 18 languages.
+BROWSER := chromium fonts-noto-core fonts-noto-cjk fonts-thai-tlwg
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format docs bench app train-emoji debian
+.PHONY: help demo test check format docs bench app train-emoji debian browser
 
 help:
 	@echo "make demo         draw two pictures with the bundled model, into demo/"
@@ -22,11 +24,7 @@ help:
 	@echo "make docs         write docs/cli.md anew"
 	@echo "make bench        measure the bundled model (some 20 minutes on two cores; ARGS=...)"
 	@echo "make train-emoji  train the bundled model from nothing (hours on two cores)"
-ifneq ($(wildcard app/__main__.py),)
-	@echo "make app          open the app in a browser"
-else
-	@echo "(the app comes with a later version)"
-endif
+	@echo "make app          open the app in a browser (ARGS=... as of altdiffusion app)"
 	@echo "Each does its own set-up on first use, in .venv. PYTHON=... picks the interpreter (3.11 or newer)."
 
 $(VENV)/.stamp-venv:
@@ -45,8 +43,8 @@ $(VENV)/.stamp-core: $(VENV)/.stamp-venv pyproject.toml constraints.txt
 
 $(VENV)/.stamp-dev: $(VENV)/.stamp-venv pyproject.toml constraints.txt
 	@echo "set-up: installing altdiffusion with what training and the tests need in $(VENV) (one to several minutes, once)"
-	@$(PIP) install -c constraints.txt -e '.[train,retrieval,eval,dev]'
-	@touch $(VENV)/.stamp-core $@
+	@$(PIP) install -c constraints.txt -e '.[app,train,retrieval,eval,scale,dev]'
+	@touch $(VENV)/.stamp-core $(VENV)/.stamp-app $@
 
 # The pictures and names that training learns from; the library itself needs neither.
 debian:
@@ -61,13 +59,22 @@ debian:
 		exit 1; \
 	fi
 
+browser:
+	@if command -v chromium > /dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		echo "set-up: installing the Debian packages $(BROWSER), for the tests of the app's page"; \
+		{ apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $(BROWSER); } > /dev/null; \
+	else \
+		echo "The tests of the app's page are skipped: they need the Debian packages $(BROWSER)"; \
+	fi
+
 demo: $(VENV)/.stamp-core
 	@echo 'drawing "a lobster" and "กุ้งมังกร" into demo/'
 	@mkdir -p demo && rm -f demo/lobster*.png
 	@printf '%s\n' 'en: a lobster' 'th: กุ้งมังกร' | \
 		HF_HUB_OFFLINE=1 $(BIN)/altdiffusion generate --prompt-file - --seed 7 -o demo/lobster.png
 
-test: $(VENV)/.stamp-dev debian
+test: $(VENV)/.stamp-dev debian browser
 	@$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/.stamp-dev
@@ -89,15 +96,10 @@ bench: $(VENV)/.stamp-dev debian
 train-emoji: $(VENV)/.stamp-dev debian
 	@PYTHON=$(BIN)/python bash training/recipes/emoji/train.sh
 
-ifneq ($(wildcard app/__main__.py),)
 $(VENV)/.stamp-app: $(VENV)/.stamp-venv pyproject.toml constraints.txt
 	@echo "set-up: installing the app in $(VENV) (one to several minutes, once)"
 	@$(PIP) install -c constraints.txt -e '.[app,retrieval]'
 	@touch $(VENV)/.stamp-core $@
 
 app: $(VENV)/.stamp-app
-	@$(BIN)/python -m app
-else
-app:
-	@echo "the app comes with a later version" >&2; exit 1
-endif
+	@$(BIN)/python -m app --open-browser $(ARGS)

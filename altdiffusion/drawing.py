@@ -8,7 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from altdiffusion.images import destination, file_stem, open_image, read_provenance, save_numbered
+from altdiffusion.images import (
+    destination,
+    file_stem,
+    open_image,
+    pixels_digest,
+    read_provenance,
+    save_numbered,
+)
 from altdiffusion.languages import language
 from altdiffusion.requests import (
     BadRequest,
@@ -64,9 +71,14 @@ def _made(picture: str, image: str | None) -> Provenance:
         raise BadRequest(f"from: {shorten(picture)} was drawn into a masked picture; allowed in the app only")
     if made.image and image is None:
         raise BadRequest(f"from: {shorten(picture)} was drawn from another picture; give that with --image")
-    if made.image and image and hashlib.sha256(Path(image).read_bytes()).hexdigest() != made.image:
+    if made.image and image and made.image not in _digests(image):
         warnings.warn(f"image: {shorten(image)} is not what that picture was drawn from", stacklevel=2)
     return made
+
+
+def _digests(image: str) -> set[str]:
+    """Of the file, and of its pixels: pictures come to the app without their files."""
+    return {hashlib.sha256(Path(image).read_bytes()).hexdigest(), pixels_digest(open_image(image))}
 
 
 def _fields(made: Provenance | None, image: str | None) -> dict[str, str]:

@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from altdiffusion import __version__, prompts
-from altdiffusion.images import open_image, upright_rgb
+from altdiffusion.images import open_image, pixels_digest, upright_rgb
 from altdiffusion.requests import MAX_SEED, SCHEDULERS, BadRequest, GenerateRequest, Provenance
 
 #: What a scheduler needs besides its class to be what its name says.
@@ -114,7 +114,7 @@ def prepare(
     digest = None
     if start is not None:
         start = upright_rgb(start)
-        digest = _digest(start)
+        digest = pixels_digest(start)
     elif request.image:
         start, digest = (
             open_image(request.image),
@@ -127,7 +127,7 @@ def prepare(
         return Order(request, start, None, (digest, None))
     if start is None:
         raise BadRequest("mask: given without a picture; allowed with one to start from")
-    mask_digest = _digest(mask.convert("L"))
+    mask_digest = pixels_digest(mask.convert("L"))
     fitted = ImageOps.fit(mask.convert("L"), _size(request), Image.Resampling.LANCZOS)
     mask = fitted.point([0] * 128 + [255] * 128)
     if not mask.getbbox():
@@ -199,10 +199,6 @@ def _check_texts(pipeline: Any, request: GenerateRequest) -> None:
                 prompts.parse(getattr(request, name) or "")
             except ValueError as error:
                 raise BadRequest(str(error).replace("prompt", name, 1)) from None
-
-
-def _digest(image: Image.Image) -> str:
-    return hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes()).hexdigest()
 
 
 def _lock(pipeline: Any) -> threading.Lock:

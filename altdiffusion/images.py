@@ -8,6 +8,7 @@ and IPTC's mark of generated media.
 
 import contextlib
 import errno
+import hashlib
 import io
 import itertools
 import json
@@ -131,6 +132,11 @@ def _rgb(image: Image.Image) -> Image.Image:
     white = Image.new("RGB", image.size, "white")
     white.paste(image, mask=image.getchannel("A"))
     return white
+
+
+def pixels_digest(image: Image.Image) -> str:
+    """SHA-256 of a picture that has no file, or whose file is of no matter."""
+    return hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes()).hexdigest()
 
 
 def save_png(

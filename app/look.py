@@ -37,6 +37,7 @@ html[dir=rtl] .secondary-wrap input { padding-inline-end: 2rem; }
   border-radius: var(--radius-sm); }
 .ad-kept button:focus-visible { outline: 2px solid var(--primary-600); }
 .ad-kept img { width: 56px; height: 56px; object-fit: cover; display: block; }
+#ad-grid img { min-width: min(100%, 26rem); }
 #ad-results .grid-wrap { max-height: none; }
 .caption-label { unicode-bidi: plaintext; }
 .ad-tables { display: flex; flex-wrap: wrap; gap: 1.25rem; margin-top: .5rem; }

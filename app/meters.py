@@ -11,6 +11,7 @@ _HELP = {
     "waiting_seconds_total": "counter, seconds that drawn requests had waited",
     "drawings_total": "counter, drawings made, joined requests counting as one",
     "abandoned_total": "counter, drawings stopped as nobody waited for them any more",
+    "failures_total": "counter, drawings that ended in an error",
     "waiting": "gauge, requests that wait now",
     "drawing": "gauge, requests that are drawn now",
 }

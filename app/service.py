@@ -24,7 +24,7 @@ from altdiffusion.requests import SCHEDULERS, BadRequest, GenerateRequest, Prove
 from .collection import Collection, opened
 from .meters import Meters
 from .news import Compared, Drawing, Drawn, Found, Limits, ModelInfo, Ranked
-from .queueing import Busy, Closed, Member, ModelThread, Ticket, Waiting
+from .queueing import Abandoned, Busy, Closed, Member, ModelThread, Ticket, Waiting
 
 if TYPE_CHECKING:
     from altdiffusion import AltCLIP, AltDiffusionPipeline, ImageIndex, Picture
@@ -262,26 +262,30 @@ class Service:
         """On the model's thread."""
         from altdiffusion.generation import draw_together
 
-        began = time.monotonic()
+        began = first = time.monotonic()
         self._meters.add("waiting_seconds_total", sum(began - member.joined for member in members))
         owners = [member for member in members for _ in member.work.orders]
         orders = [order for member in members for order in member.work.orders]
         seen: dict[Member, dict[tuple[int, int], Image.Image]] = {member: {} for member in members}
 
         def watch(step: "Step") -> None:
+            nonlocal first
             self._thread.between(members)
             fresh = step.done % _PREVIEW_EVERY == 0 or step.done == step.of
-            previews = zip(step.places, self._preview(step.latents), strict=True) if fresh else ()
-            for place, preview in previews:
+            pairs = zip(step.places, self._preview(step.latents), strict=True) if fresh else ()
+            for place, preview in pairs:
                 seen[owners[place[0]]][place] = preview
-            left = (time.monotonic() - began) / step.done * (step.of - step.done)
+            now = time.monotonic()
+            first = now if step.done == 1 else first  # the time before goes to reading prompts
+            pace = (now - first) / (step.done - 1) if step.done > 1 else now - began
+            left = pace * (step.of - step.done)
             for member, previews in seen.items():
                 member.tell(Drawing(step.done, step.of, tuple(previews.values()) if fresh else (), left))
 
         try:
             drawn = draw_together(self.pipeline, orders, watch, batch_size=self.batch)
-        except Exception:
-            self._meters.add("abandoned_total")
+        except Exception as error:
+            self._meters.add("abandoned_total" if isinstance(error, Abandoned) else "failures_total")
             raise
         self._meters.add("drawings_total")
         self._meters.add("pictures_total", sum(map(len, drawn)))

@@ -195,6 +195,8 @@ def test_a_foreign_note_is_read_as_far_as_it_goes():
     assert made == Provenance(
         "a cat in a hat", "dog", 5, 30, "euler-a", 7.0, 512, 768, model="sd", fingerprint="abc"
     )
+    assert parse_parameters("a cat\nSteps: 20, Clip skip: 2, Seed: 1").clip_skip == 1
+    assert parse_parameters("a cat\nSteps: 20, Clip skip: 1, Seed: 1").clip_skip is None
     assert parse_parameters("just a prompt, with: colons") == Provenance("just a prompt, with: colons")
 
 

@@ -164,3 +164,42 @@ def test_a_long_prompt_says_how_many_tokens_and_which_words_were_dropped(run: Ru
     warned = [line for line in err.splitlines() if line.startswith("warning: ")]
     assert len(warned) == 1
     assert "tokens" in warned[0] and "zebra" in warned[0] and len(warned[0]) < 500
+
+
+def test_what_the_app_drew_between_two_prompts_is_repeated(
+    run: Run, tiny: tuple[str, ...], shared_pipeline, tmp_path: Path
+):
+    from altdiffusion.generation import generate
+    from altdiffusion.images import save_png
+    from altdiffusion.requests import GenerateRequest
+
+    start = Image.radial_gradient("L").convert("RGB")
+    start.save(tmp_path / "start.png")
+    fields = {"mix": "eine Katze", "mix_share": 0.25, "weighting": True, "clip_skip": 1}
+    request = GenerateRequest.build(prompt="a (red:1.2) dog", seed=7, steps=2, strength=0.5, **fields)
+    (picture,) = generate(shared_pipeline, request, start=start)
+    save_png(picture.image, tmp_path / "a.png", picture.provenance)
+    again = run("generate", "--from", "a.png", "--image", "start.png", "-o", "b.png", *tiny)
+    assert again == (0, "b.png\n", "seed 7\n")
+    with Image.open(tmp_path / "b.png") as repeated:
+        assert repeated.tobytes() == picture.image.tobytes()
+    assert read_provenance("b.png").mix == "eine Katze"
+    (masked,) = generate(shared_pipeline, request, start=start, mask=Image.new("L", (8, 8), 255))
+    save_png(masked.image, tmp_path / "c.png", masked.provenance)
+    code, _, err = run("generate", "--from", "c.png", "--image", "start.png", *tiny)
+    assert (code, err) == (2, "from: 'c.png' was drawn into a masked picture; allowed in the app only\n")
+
+
+def test_clip_skip_leaves_out_layers_and_is_told_as_a1111_counts_it(
+    run: Run, tiny: tuple[str, ...], tmp_path: Path
+):
+    run("generate", "cat", "--seed", "7", "-o", "a.png", *tiny)
+    run("generate", "cat", "--seed", "7", "--clip-skip", "1", "-o", "b.png", *tiny)
+    with Image.open(tmp_path / "a.png") as whole, Image.open(tmp_path / "b.png") as skipped:
+        assert whole.tobytes() != skipped.tobytes()
+        assert ", Clip skip: 2," in skipped.text["parameters"]
+        assert "Clip skip" not in whole.text["parameters"]
+    assert run("generate", "cat", "--clip-skip", "2", *tiny)[::2] == (
+        2,
+        "clip_skip: 2; allowed 0 to 1 of the text tower's 2 layers\n",
+    )

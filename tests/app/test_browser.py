@@ -1,0 +1,283 @@
+"""Visitors' journeys through the page, in a real browser over the bundled model.
+
+One browser and one app serve the whole file. Every journey also checks what no visitor should meet: an error
+in the console, a request to another host, a page wider than its window.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from altdiffusion import bundled, read_provenance
+
+pytest.importorskip("gradio", reason="needs the extra app: pip install 'altdiffusion[app]'")
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: make test installs it")
+CHROMIUM = Path("/usr/bin/chromium")
+pytestmark = [
+    pytest.mark.weights,
+    pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's chromium; make test installs it"),
+    pytest.mark.skipif(not bundled.exists(), reason="needs the bundled model"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of gradio's event loops
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+]
+PATIENCE = 30_000  # milliseconds; CI's cores are shared
+
+
+@pytest.fixture(scope="module")
+def app() -> Iterator[SimpleNamespace]:
+    from app.launching import Options, launch
+    from app.service import Service
+
+    with Service.load() as service, playwright.sync_playwright() as driver:
+        demo = launch(service, Options())
+        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        yield SimpleNamespace(url=demo.local_url, service=service, browser=browser)
+        browser.close()
+        demo.close()
+
+
+@pytest.fixture
+def visit(app: SimpleNamespace) -> Iterator[Callable[..., Any]]:
+    """Opens the page as a visitor of a language, and at the end looks at what went wrong unseen."""
+    with contextlib.ExitStack() as stack:
+
+        def open_page(locale: str = "en-US", width: int = 1280, **more: Any) -> Any:
+            viewport = {"width": width, "height": 900}
+            context = app.browser.new_context(locale=locale, viewport=viewport, **more)
+            stack.callback(context.close)
+            page = context.new_page()
+            page.set_default_timeout(PATIENCE)
+            trouble: list[str] = []
+            stack.callback(lambda: pytest.fail("; ".join(trouble)) if trouble else None)
+            page.on("pageerror", lambda error: trouble.append(f"error: {error}"))
+            page.on("console", lambda line: trouble.append(line.text) if line.type == "error" else None)
+            page.on(
+                "request", lambda asked: trouble.append(asked.url) if foreign(asked.url, app.url) else None
+            )
+            page.goto(app.url)
+            page.wait_for_selector("#ad-generate")
+            page.wait_for_function("document.documentElement.dir !== ''")
+            return page
+
+        yield open_page
+
+
+def foreign(address: str, home: str) -> list[str]:
+    return [] if address.startswith((home, "data:", "blob:")) else [address]
+
+
+def draw(page: Any, prompt: str) -> None:
+    page.fill("#ad-prompt textarea", prompt)
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector("#ad-gallery img")
+
+
+def tab(page: Any, number: int) -> None:
+    page.get_by_role("tab").nth(number).click()
+
+
+def fits(page: Any) -> bool:
+    return page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+@pytest.mark.parametrize(
+    ("locale", "prompt", "button", "done", "direction"),
+    [
+        ("en-US", "a lobster", "Generate", "Done", "ltr"),
+        ("zh-CN", "一只龙虾", "生成", "完成", "ltr"),
+        ("th-TH", "กุ้งมังกร", "สร้าง", "เสร็จ", "ltr"),
+        ("ar-EG", "كركند", "إنشاء", "اكتمل", "rtl"),
+    ],
+)
+def test_a_visitor_draws_in_the_own_language(
+    visit: Callable, locale: str, prompt: str, button: str, done: str, direction: str, tmp_path: Path
+):
+    page = visit(locale)
+    assert button in page.inner_text("#ad-generate")
+    assert page.evaluate("document.documentElement.dir") == direction
+    draw(page, prompt)
+    assert done in page.inner_text("#ad-status") and fits(page)
+    address = page.get_attribute("#ad-gallery img", "src")
+    (tmp_path / "drawn.png").write_bytes(page.request.get(address).body())
+    made = read_provenance(tmp_path / "drawn.png")
+    assert made.prompt == prompt and str(made.seed) == page.input_value("#ad-used :is(input, textarea)")
+    assert page.get_attribute("#ad-kept img", "alt") == prompt
+
+
+def test_previews_come_while_it_is_drawn(visit: Callable):
+    page = visit()
+    page.evaluate("""() => {
+      window.seen = new Set();
+      const images = () => document.querySelectorAll("#ad-status img");
+      const look = () => images().forEach((image) => window.seen.add(image.src));
+      new MutationObserver(look).observe(document.body, { subtree: true, childList: true, attributes: true });
+    }""")
+    draw(page, "a red apple")
+    assert page.evaluate("window.seen.size") >= 5  # of 10 that 20 steps give; a slow browser may skip some
+
+
+def test_stop_leaves_the_model_idle(visit: Callable, app: SimpleNamespace):
+    page = visit()
+    page.click("#ad-advanced button")
+    page.get_by_label("Number of pictures").fill("16")
+    page.fill("#ad-prompt textarea", "a cat")
+    page.click("#ad-generate")
+    page.wait_for_selector("#ad-status img")
+    page.click("#ad-stop")
+    page.wait_for_function("document.querySelector('#ad-status').innerText.includes('Stopped.')")
+    deadline = time.monotonic() + 10
+    while app.service.health()["drawing"] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert app.service.health()["drawing"] == 0
+    assert page.locator("#ad-gallery img").count() == 0
+
+
+def test_a_closed_tab_leaves_the_model_idle(visit: Callable, app: SimpleNamespace):
+    page = visit()
+    page.click("#ad-advanced button")
+    page.get_by_label("Number of pictures").fill("16")
+    page.fill("#ad-prompt textarea", "a cat")
+    page.click("#ad-generate")
+    page.wait_for_selector("#ad-status img")
+    page.close()
+    deadline = time.monotonic() + 10
+    while app.service.health()["drawing"] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert app.service.health()["drawing"] == 0
+
+
+def test_settings_are_reused_from_history_and_from_a_picture(visit: Callable, tmp_path: Path):
+    page = visit()
+    page.click("#ad-advanced button")
+    page.get_by_label("Steps", exact=True).fill("9")
+    draw(page, "a green apple")
+    seed = page.input_value("#ad-used :is(input, textarea)")
+    (tmp_path / "a.png").write_bytes(page.request.get(page.get_attribute("#ad-gallery img", "src")).body())
+    page.reload()
+    page.wait_for_selector("#ad-kept img")
+    page.click("#ad-kept button")
+    page.wait_for_function("document.querySelector('#ad-prompt textarea').value === 'a green apple'")
+    page.fill("#ad-prompt textarea", "")
+    tab(page, 4)
+    page.set_input_files("#ad-read input[type=file]", tmp_path / "a.png")
+    page.wait_for_selector("#ad-told dl")
+    assert seed in page.inner_text("#ad-told")
+    page.click("#ad-reuse")
+    page.wait_for_function("document.querySelector('#ad-prompt textarea').value === 'a green apple'")
+    page.click("#ad-advanced button")
+    assert page.get_by_label("Steps", exact=True).input_value() == "9"
+    assert page.get_by_label("Seed", exact=True).input_value() == seed
+    assert not page.get_by_label("Random seed").is_checked()
+
+
+def test_languages_are_compared_and_mixed(visit: Callable):
+    page = visit("de-DE")
+    tab(page, 1)
+    page.fill("#ad-versions textarea", "en: lobster\nzh: 龙虾\nar: كركند")
+    page.get_by_label("Schritte", exact=True).nth(0).fill("6")
+    page.click("#ad-compare")
+    page.wait_for_selector("#ad-tables table")
+    assert page.locator("#ad-tables td").count() == 2 * 10
+    assert page.locator("#ad-grid img").evaluate("image => image.naturalWidth") > 150
+    assert "Ähnlichkeit" in page.inner_text("#ad-tables")
+    page.click("#ad-mix-run")
+    page.wait_for_selector("#ad-mixed img")
+    assert fits(page)
+
+
+def test_names_of_the_bundled_model_are_filled_in(visit: Callable):
+    page = visit()
+    tab(page, 1)
+    page.fill("#ad-one :is(input, textarea)", "rainbow")
+    page.get_by_role("button", name="Fill in the other languages").first.click()
+    page.wait_for_function("document.querySelector('#ad-versions textarea').value.includes('彩虹')")
+
+
+def test_pictures_are_found_and_started_from(visit: Callable):
+    page = visit()
+    tab(page, 2)
+    page.fill("#ad-query :is(input, textarea)", "fraise")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#ad-results img")
+    assert "strawberry" in page.inner_text("#ad-results")
+    page.locator("#ad-results .thumbnail-item").first.click()
+    page.get_by_role("button", name="Find similar").click()
+    page.wait_for_selector("#ad-query-picture img")
+    page.wait_for_function("document.querySelector('#ad-query :is(input, textarea)').value === ''")
+    page.wait_for_timeout(500)
+    page.locator("#ad-results .thumbnail-item").first.click()
+    page.get_by_role("button", name="Use as start picture").click()
+    page.wait_for_selector("#ad-prompt textarea", state="visible")
+    page.click("#ad-start button")
+    page.wait_for_selector("#ad-editor canvas")
+    draw(page, "a strawberry")
+
+
+def test_a_picture_is_classified(visit: Callable, tmp_path: Path):
+    page = visit()
+    draw(page, "a lobster")
+    (tmp_path / "a.png").write_bytes(page.request.get(page.get_attribute("#ad-gallery img", "src")).body())
+    tab(page, 3)
+    page.set_input_files("#ad-classified input[type=file]", tmp_path / "a.png")
+    page.fill("#ad-labels textarea", "en: lobster\nen: rainbow\nzh: 龙虾\nzh: 彩虹")
+    page.wait_for_selector("#ad-classified img")
+    page.click("#ad-classify")
+    page.wait_for_selector("#ad-agreement table")
+    assert "lobster" in page.inner_text("#ad-ranked") and "龙虾" in page.inner_text("#ad-agreement")
+
+
+def test_the_language_is_chosen_and_kept(visit: Callable):
+    page = visit("fr-FR")
+    assert page.evaluate("document.documentElement.lang") == "fr"
+    page.click("#ad-language input")
+    page.get_by_role("option", name="العربية").click()
+    page.wait_for_function("document.documentElement.dir === 'rtl'")
+    page.wait_for_function("document.querySelector('#ad-generate').innerText.includes('إنشاء')")
+    page.reload()
+    page.wait_for_function("document.documentElement.dir === 'rtl'")
+    page.fill("#ad-prompt textarea", "")
+    page.click("#ad-generate")
+    words = page.wait_for_selector(
+        ".toast-message-text"
+    ).inner_text()  # by the server, in the chosen language
+    assert any("\u0600" <= letter <= "\u06ff" for letter in words)
+
+
+def test_a_refusal_is_shown_in_words(visit: Callable):
+    page = visit("th-TH")
+    page.click("#ad-advanced button")
+    page.locator("#ad-advanced input[type=number]").first.fill("7.5")
+    page.fill("#ad-prompt textarea", "x")
+    page.click("#ad-generate")
+    assert "7.5" in page.wait_for_selector(".toast-message-text").inner_text()
+
+
+def test_a_telephone_shows_one_column(visit: Callable):
+    page = visit("de-DE", 390, color_scheme="dark")
+    draw(page, "ein Hummer")
+    page.click("#ad-advanced button")
+    page.wait_for_timeout(300)
+    left = {selector: page.locator(selector).bounding_box() for selector in ("#ad-prompt", "#ad-gallery")}
+    assert fits(page) and left["#ad-gallery"]["y"] > left["#ad-prompt"]["y"] + left["#ad-prompt"]["height"]
+    assert page.evaluate("document.body.classList.contains('dark')")
+
+
+def test_every_control_has_a_name_for_those_who_cannot_see_it(visit: Callable):
+    page = visit()
+    page.click("#ad-advanced button")
+    unnamed = page.evaluate("""() => [...document.querySelectorAll("button, input, textarea, img")]
+      .filter((one) => one.offsetParent !== null && one.type !== "file")
+      .filter((one) => !(one.ariaLabel || one.alt || one.title || one.innerText?.trim()))
+      .filter((one) => !one.labels?.length)
+      .map((one) => one.outerHTML.slice(0, 200))""")
+    assert unnamed == []
