@@ -40,9 +40,10 @@ STAGES = (
     "distill_lists",
     "contrast_lists",
     "unet_lists",
+    "unet_lists_more",
 )
 #: Those of them that ship: the UNet with its autoencoder, and both towers.
-UNET, TOWERS = "unet_lists", "contrast_lists"
+UNET, TOWERS = "unet_lists_more", "contrast_lists"
 #: Texts of the licences that the pictures and names came under, as Debian ships them.
 LICENCES = {
     "LICENSE-font.txt": "/usr/share/doc/fonts-noto-color-emoji/copyright",

@@ -45,6 +45,7 @@ pair text_to_image unet_again
 pair distill distill_lists
 OMP_NUM_THREADS=2 stage contrast contrast_lists
 pair text_to_image unet_lists
+pair text_to_image unet_lists_more
 
 # The papers' own step by itself: the tower of an English UNet is swapped, keys and values follow it.
 pair text_to_image english_unet_again
