@@ -14,6 +14,8 @@ import pytest
 
 from tests.app.attacking import ROOT, SECRET, Running, drawing, nothing_read, picture, running
 
+pytest.importorskip("gradio", reason="needs the extra app: pip install 'altdiffusion[app]'")
+
 MB = 2**20
 
 GET = [

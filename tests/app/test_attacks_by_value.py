@@ -11,6 +11,8 @@ from PIL import Image
 
 from tests.app.attacking import Running, asking, claiming, drawing, nothing_read, picture
 
+pytest.importorskip("gradio", reason="needs the extra app: pip install 'altdiffusion[app]'")
+
 ENDPOINTS = ["generate", "search", "classify", "read"]
 
 #: What a program may send where a picture is asked for.

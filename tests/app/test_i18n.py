@@ -14,6 +14,8 @@ from altdiffusion.requests import clean_text
 from app import i18n
 from app.i18n import EXAMPLES, say, text, texts, translations, visitor_language
 
+pytest.importorskip("gradio", reason="needs the extra app: pip install 'altdiffusion[app]'")
+
 OTHERS = [tag for tag in LANGUAGES if tag != "en"]
 #: The letters that a language is written in, by the names that Unicode gives them; all others are Latin.
 SCRIPTS = {
@@ -100,6 +102,13 @@ def test_widgets_get_markers_and_the_browser_all_texts_without_values():
     assert of_browser["th"][marker.key] == texts("th")["generate"]
     assert all(set(one) == set(of_browser["en"]) for one in of_browser.values())
     assert not any(re.search(r"\{\w+\}", value) for one in of_browser.values() for value in one.values())
+
+
+def test_a_tab_is_known_by_its_name_in_any_language():
+    """`locale.js` finds tabs that way, to rename them."""
+    keys = [key for key in texts("en") if key.startswith("tab_")]
+    named = {(texts(tag)[key], key) for tag in LANGUAGES for key in keys}
+    assert len(named) == len({name for name, _ in named})
 
 
 @pytest.mark.parametrize("key", ["waiting", "refusal_tag", "value_bytes"])
