@@ -40,7 +40,7 @@ def opened(shown: SimpleNamespace, locale: str) -> Any:
     page = shown.browser.new_context(locale=locale).new_page()
     page.goto(shown.url)
     page.wait_for_selector("#ad-generate")
-    page.wait_for_function("window.altdiffusionLanguage")
+    page.wait_for_function("!!window.altdiffusionLanguage")
     return page
 
 
