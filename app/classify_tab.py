@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from altdiffusion.languages import LANGUAGES
+from altdiffusion.languages import language as known_language
 from altdiffusion.requests import BadRequest, prompts_by_language, shorten
 
 from .handling import ENDONYMS, HELPER, RAW, as_text, known_tags, uploaded
@@ -74,12 +75,13 @@ class _Handler:
         """
         if (opened := uploaded(image, "image")) is None:
             raise BadRequest("image: missing; allowed an uploaded picture")
+        spoken = known_language(as_text(language, "language")).tag
         templates = [template] if template else None
         lines = [line.strip() for line in as_text(labels, "labels").splitlines() if line.strip()]
         tagged = lines and all(_TAGGED.match(line) for line in lines)
         wanted = prompts_by_language("\n".join(lines), "labels") if tagged else lines
         ranked = self._service.classify(
-            opened, wanted, language=language, templates=templates, multi_label=several
+            opened, wanted, language=spoken, templates=templates, multi_label=several
         )
         scores = dict(zip(ranked.labels, ranked.scores, strict=True))
         return scores, {

@@ -184,9 +184,6 @@ def test_there_is_no_way_around_the_queue(app: Running, target: str):
     assert answer.status in (404, 405)
 
 
-_UNKNOWN_NAME = pytest.mark.xfail(reason="gradio answers with 500 and a traceback in the log", strict=True)
-
-
 @pytest.mark.parametrize(
     ("target", "value"),
     [
@@ -204,7 +201,7 @@ _UNKNOWN_NAME = pytest.mark.xfail(reason="gradio answers with 500 and a tracebac
         ("/gradio_api/vibe-code", {"code": "print(1)"}),
         ("/gradio_api/stream/a", {"a": 1}),
         ("/gradio_api/process_recording", {"a": 1}),
-        pytest.param("/gradio_api/call/nothing", {"data": []}, marks=_UNKNOWN_NAME),
+        ("/gradio_api/call/nothing", {"data": []}),
         ("/gradio_api/run-history/connect", {"a": 1}),
         ("/login", {"username": "a", "password": "b"}),
     ],
@@ -241,7 +238,6 @@ def test_another_site_reads_nothing(app: Running, origin: str):
     assert app.ask("POST", "/gradio_api/queue/join", b'{"data": []}', Content_Type="text/plain").status == 422
 
 
-@pytest.mark.xfail(reason="launching.Guard does not look at the Origin of a form", strict=True)
 @pytest.mark.parametrize("origin", ["http://evil.com", "null"])
 def test_another_site_leaves_no_files(app: Running, origin: str):
     """A form needs no leave to send files: it would fill the disk."""
