@@ -12,6 +12,7 @@ from PIL import Image
 
 from altdiffusion import read_provenance
 from tests.app.painter import Painter
+from tests.test_readme import ROOT, blocks
 
 pytest.importorskip("gradio", reason="needs the extra app: pip install 'altdiffusion[app]'")
 httpx = pytest.importorskip("httpx")
@@ -55,6 +56,13 @@ def ask(app: SimpleNamespace) -> Callable[..., dict[str, Any]]:
         return kind.removeprefix("event: "), json.loads(data_line.removeprefix("data: "))
 
     return call
+
+
+def test_the_page_for_programs_is_right(app: SimpleNamespace):
+    code = blocks("python", ROOT / "docs/app.md")[0].replace("http://127.0.0.1:7860/", app.url)
+    exec(compile(code, "docs/app.md", "exec"), names := {})
+    assert names["made"]["prompt"] == "กุ้งมังกร" and names["best"]["th"]["label"] == "กุ้งมังกร"
+    assert names["cosines"]["languages"] == ["en", "zh", "ar"] and len(names["found"]) == 3
 
 
 #: All values of /generate after the prompt, in order.
