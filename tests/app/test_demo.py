@@ -1,6 +1,7 @@
 """The page without a browser: endpoints, refusals, streams that end when nobody listens."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -262,6 +263,19 @@ def test_a_drawing_ends_within_two_steps_of_its_visitor(app: SimpleNamespace, wa
             assert painter.drawn <= drawn + 2
     finally:
         painter.pace = 0.0
+
+
+def test_folders_of_deleted_files_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from app.handling import remove_empty_folders
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    for name in ("empty", "full", "new"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "full/picture.png").touch()
+    for name in ("empty", "full"):
+        os.utime(tmp_path / name, (0, 0))
+    remove_empty_folders(every=0)
+    assert {path.name for path in tmp_path.iterdir()} == {"full", "new"}
 
 
 def test_building_the_page_loads_no_model():
