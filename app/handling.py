@@ -83,11 +83,28 @@ def picture_file(picture: Any) -> tuple[str, str]:
     Files there are served to whoever knows the name, which nobody can guess, and deleted after an hour.
     """
     made = picture.provenance
+    remove_empty_folders()
     folder = Path(get_upload_folder()) / secrets.token_hex(20)
     folder.mkdir(parents=True)
     path = folder / f"{file_stem(made.prompt, 60)}-{made.seed}.png"
     save_png(picture.image, path, made)
     return str(path), made.prompt
+
+
+def remove_empty_folders(every: float = 600, age: float = 3600) -> None:
+    """gradio deletes old files and leaves their folders, one for each picture; looked after now and then."""
+    global _tidied
+    now = time.time()
+    if now - _tidied < every:
+        return
+    _tidied = now
+    for folder in Path(get_upload_folder()).iterdir():
+        with contextlib.suppress(OSError):  # not empty, or gone
+            if now - folder.stat().st_mtime > age:
+                folder.rmdir()
+
+
+_tidied = 0.0
 
 
 def data_uri(image: Image.Image, longest: int = 256) -> str:

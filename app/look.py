@@ -37,8 +37,10 @@ html[dir=rtl] .secondary-wrap input { padding-inline-end: 2rem; }
   border-radius: var(--radius-sm); }
 .ad-kept button:focus-visible { outline: 2px solid var(--primary-600); }
 .ad-kept img { width: 56px; height: 56px; object-fit: cover; display: block; }
-#ad-grid img { min-width: min(100%, 26rem); }
-#ad-results .grid-wrap { max-height: none; }
+/* gradio lays labels over pictures and keeps empty space below them. */
+.grid-wrap { min-height: 0 !important; max-height: none !important; }
+.grid-container { padding-top: 2.25rem; }
+#ad-grid .image-container, #ad-told > :last-child { padding-top: 2.25rem; }
 .caption-label { unicode-bidi: plaintext; }
 .ad-tables { display: flex; flex-wrap: wrap; gap: 1.25rem; margin-top: .5rem; }
 .ad-tables table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .85rem;
@@ -48,6 +50,7 @@ html[dir=rtl] .secondary-wrap input { padding-inline-end: 2rem; }
 .ad-tables th { padding: .15rem .4rem; font-weight: 500; }
 .ad-tables td { padding: .25rem .45rem; text-align: end;
   background: color-mix(in srgb, var(--primary-400) calc(var(--share, 0) * 60%), transparent); }
+.ad-tables td[dir] { text-align: start; }
 .ad-told { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1rem; margin: 0; }
 .ad-told dt { font-weight: 600; } .ad-told dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 640px) {

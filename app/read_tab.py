@@ -77,6 +77,6 @@ def _told(made: dict[str, Any], request: gr.Request) -> tuple[str, Any]:
     rows = "".join(
         f'<dt>{html.escape(say(key, tag))}</dt><dd dir="auto">{html.escape(str(made[name]))}</dd>'
         for name, key in _LABELS.items()
-        if name in made
+        if made.get(name) not in (None, "")
     )
     return f'<dl class="ad-told">{rows}</dl>', gr.Button(interactive=True)

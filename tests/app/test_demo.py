@@ -1,6 +1,7 @@
 """The page without a browser: endpoints, refusals, streams that end when nobody listens."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 
 from altdiffusion import read_provenance
 from tests.app.painter import Painter
+from tests.test_readme import ROOT, blocks
 
 pytest.importorskip("gradio", reason="needs the extra app: pip install 'altdiffusion[app]'")
 httpx = pytest.importorskip("httpx")
@@ -55,6 +57,13 @@ def ask(app: SimpleNamespace) -> Callable[..., dict[str, Any]]:
         return kind.removeprefix("event: "), json.loads(data_line.removeprefix("data: "))
 
     return call
+
+
+def test_the_page_for_programs_is_right(app: SimpleNamespace):
+    code = blocks("python", ROOT / "docs/app.md")[0].replace("http://127.0.0.1:7860/", app.url)
+    exec(compile(code, "docs/app.md", "exec"), names := {})
+    assert names["made"]["prompt"] == "กุ้งมังกร" and names["best"]["th"]["label"] == "กุ้งมังกร"
+    assert names["cosines"]["languages"] == ["en", "zh", "ar"] and len(names["found"]) == 3
 
 
 #: All values of /generate after the prompt, in order.
@@ -254,6 +263,19 @@ def test_a_drawing_ends_within_two_steps_of_its_visitor(app: SimpleNamespace, wa
             assert painter.drawn <= drawn + 2
     finally:
         painter.pace = 0.0
+
+
+def test_folders_of_deleted_files_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from app.handling import remove_empty_folders
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    for name in ("empty", "full", "new"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "full/picture.png").touch()
+    for name in ("empty", "full"):
+        os.utime(tmp_path / name, (0, 0))
+    remove_empty_folders(every=0)
+    assert {path.name for path in tmp_path.iterdir()} == {"full", "new"}
 
 
 def test_building_the_page_loads_no_model():

@@ -134,6 +134,18 @@ def test_a_body_that_hides_its_size_is_refused_as_it_grows():
     assert answer.status_code == 413 and "12 MB" in answer.text
 
 
+def test_language_models_get_the_actions_as_tools():
+    from app.launching import Options, launch
+
+    demo = launch(Painter(), Options(mcp=True))
+    try:
+        tools = httpx.get(f"{demo.local_url}gradio_api/mcp/schema").json()
+    finally:
+        demo.close()
+    assert {"generate", "compare", "mix", "search", "classify", "read"} == {tool["name"] for tool in tools}
+    assert "18 languages" in tools[0]["description"]
+
+
 def free_port() -> int:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
