@@ -152,6 +152,11 @@ def free_port() -> int:
         return taken.getsockname()[1]
 
 
+def _hears_ctrl_c() -> None:
+    """What a shell starts in the background, these tests for one, ignores it, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(
     ("command", "stop"),
     [(["-m", "app"], signal.SIGTERM), (["-m", "altdiffusion", "app"], signal.SIGINT)],
@@ -163,7 +168,9 @@ def test_both_ways_to_start_serve_a_model_and_leave_nothing_behind(
     port = free_port()
     run = [sys.executable, *command, "--model", str(shared_folder), "--port", str(port)]
     environment = os.environ | {"TMPDIR": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(run, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        run, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=_hears_ctrl_c
+    ) as process:
         try:
             assert process.stderr is not None
             told = next((line for line in process.stderr if "the app is at" in line), "it never came up")
