@@ -3,7 +3,6 @@
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from altdiffusion.images import open_image
 from altdiffusion.requests import BadRequest, shorten
@@ -89,16 +88,9 @@ class _Handler:
         tag = visitor_language(request)
         if not hits:
             gr.Info(say("nothing_found", tag))
-        shown = [(_small(hit.picture), f"{hit.score:.2f} {hit.names.get(tag, hit.caption)}") for hit in hits]
+        shown = [(hit.picture, f"{hit.score:.2f} {hit.names.get(tag, hit.caption)}") for hit in hits]
         told = [{"name": hit.name, "caption": hit.caption, "score": round(hit.score, 4)} for hit in hits]
         return shown, told
-
-
-def _small(picture: Any) -> Any:
-    """A copy in the result's own size at most: the files of an index are never served themselves."""
-    image = picture.copy() if isinstance(picture, Image.Image) else open_image(picture)
-    image.thumbnail((512, 512))
-    return image
 
 
 def _choose(event: gr.SelectData) -> tuple:
