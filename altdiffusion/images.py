@@ -16,6 +16,7 @@ import re
 import secrets
 import tempfile
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -23,8 +24,11 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from altdiffusion.requests import BadRequest, Provenance, clean_text, shorten
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-MAX_PIXELS = 50_000_000
+#: By format. Up to here a picture is opened in less than 300 MB: WebP's decoder holds it four times, one with
+#: transparency is held twice on its way to RGB, and a JPEG is read at half its sides from `HALVED_FROM` on.
+MAX_PIXELS = {"PNG": 34_000_000, "JPEG": 50_000_000, "WEBP": 17_000_000, "GIF": 34_000_000, "BMP": 34_000_000}
+MAX_TRANSPARENT = 25_000_000
+HALVED_FROM = 24_000_000
 MAX_SIDE = 20_000
 MAX_BYTES = 200_000_000
 
@@ -54,9 +58,11 @@ class ImageError(ValueError):
 
 
 def open_image(source: str | Path | bytes | io.BufferedIOBase, argument: str = "image") -> Image.Image:
-    """RGB, upright, transparency on white. Refuses other formats, damage, and sizes meant to do harm."""
-    name, data = _read(source, argument)
-    image = _header(name, data, FORMATS, argument)
+    """RGB, upright, transparency on white. Refuses other formats, damage, and sizes meant to do harm.
+
+    A JPEG of over 24 million pixels is read at half its width and height, in a quarter of the memory.
+    """
+    name, image = _header(*_read(source, argument), tuple(MAX_PIXELS), argument)
     try:
         return upright_rgb(image)
     except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged files
@@ -96,22 +102,31 @@ def _bounded(name: str, file: io.BufferedIOBase, argument: str) -> bytes:
     return data
 
 
-def _header(name: str, data: bytes, formats: tuple[str, ...], argument: str) -> Image.Image:
+def _header(name: str, data: bytes, formats: tuple[str, ...], argument: str) -> tuple[str, Image.Image]:
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(
-            f"{argument}: {name} has too many pixels; allowed {MAX_PIXELS // 10**6} million"
+            f"{argument}: {name} has too many pixels; allowed {_millions(max(MAX_PIXELS.values()))}"
         ) from None
     except Exception as error:  # as above
         raise ImageError(f"{argument}: {name} is not a picture; allowed {', '.join(formats)}") from error
-    width, height = image.size
-    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE or min(width, height) < 1:
+    kind = "JPEG" if image.format == "MPO" else image.format or ""  # a JPEG that brings its preview
+    (width, height), most = image.size, MAX_PIXELS[kind]
+    if image.has_transparency_data:
+        kind, most = f"{kind} with transparency", min(most, MAX_TRANSPARENT)
+    if width * height > most or max(width, height) > MAX_SIDE or min(width, height) < 1:
         raise ImageError(
-            f"{argument}: {name} is {width} x {height}; allowed {MAX_PIXELS // 10**6} million pixels, "
+            f"{argument}: {name} is {width} x {height}; allowed in a {kind} {_millions(most)}, "
             f"sides from 1 to {MAX_SIDE:,}"
         )
-    return image
+    if width * height > HALVED_FROM:
+        image.draft(None, (width // 2, height // 2))  # does nothing in other formats
+    return name, image
+
+
+def _millions(pixels: int) -> str:
+    return f"{pixels // 10**6} million pixels"
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -124,14 +139,29 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
-        return image.convert("I").point(lambda value: value * (1 / 257)).convert("L").convert("RGB")
+        return _of_16_bits(image).convert("RGB")
     if not image.has_transparency_data:
         return image.convert("RGB")
     if image.mode != "RGBA":  # converting would copy it
         image = image.convert("RGBA")
     white = Image.new("RGB", image.size, "white")
-    white.paste(image, mask=image.getchannel("A"))
+    for top, strip in _strips(image):
+        white.paste(strip, (0, top), strip)
     return white
+
+
+def _of_16_bits(image: Image.Image) -> Image.Image:
+    """Scaled to 8 bits."""
+    scaled = Image.new("L", image.size)
+    for top, strip in _strips(image):
+        scaled.paste(strip.convert("I").point(lambda value: value * (1 / 257)).convert("L"), (0, top))
+    return scaled
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Its rows, some at a time, so that what lies between one mode and another takes little memory."""
+    for top in range(0, image.height, 256):
+        yield top, image.crop((0, top, image.width, min(top + 256, image.height)))
 
 
 def pixels_digest(image: Image.Image) -> str:
@@ -248,7 +278,7 @@ def parameters_text(made: Provenance) -> str:
 def read_provenance(path: str | Path | bytes, argument: str = "picture") -> Provenance:
     """How a PNG was made: from our own note, else from AUTOMATIC1111's as far as that goes."""
     name, data = _read(path, argument)
-    image = _header(name, data, ("PNG",), argument)
+    _, image = _header(name, data, ("PNG",), argument)
     try:
         texts = {key: str(value) for key, value in getattr(image, "text", {}).items()}
     except Exception as error:  # as in open_image

@@ -133,27 +133,25 @@ def measured(clip: AltCLIP, path: Path) -> torch.Tensor:
         assert resident("VmHWM") - before < 300 * 10**6
 
 
-def large() -> Image.Image:
-    """Twelve megapixels."""
-    return Image.linear_gradient("L").resize((3000, 4000)).convert("RGB")
+def large(width: int = 3000, height: int = 4000) -> Image.Image:
+    return Image.linear_gradient("L").resize((width, height)).convert("RGB")
 
 
 def rotated(file: Path) -> None:
+    """Of 48 megapixels, as phones make them."""
     exif = Image.Exif()
     exif[ORIENTATION] = 6
-    large().transpose(Image.Transpose.ROTATE_90).save(file, "JPEG", exif=exif)
+    large(6000, 8000).transpose(Image.Transpose.ROTATE_90).save(file, "JPEG", exif=exif)
 
 
 HARD = {
-    "CMYK": lambda file: large().convert("CMYK").save(file, "JPEG"),
+    "CMYK": lambda file: large(6000, 8000).convert("CMYK").save(file, "JPEG"),
     "16 bits": lambda file: Image.fromarray(np.asarray(large().convert("L")).astype(np.uint16) * 257).save(
         file, "PNG", compress_level=1
     ),
     "rotated": rotated,
-    "animated": lambda file: (
-        large()
-        .resize((1500, 2000))
-        .save(file, "WEBP", save_all=True, append_images=[Image.new("RGB", (1500, 2000))] * 3)
+    "animated": lambda file: large().save(
+        file, "WEBP", method=0, save_all=True, append_images=[Image.new("RGB", (3000, 4000))] * 3
     ),
     "transparent": lambda file: large().convert("RGBA").save(file, "PNG", compress_level=1),
 }
@@ -176,16 +174,24 @@ def cut(form: str) -> bytes:
     return stream.getvalue()[: stream.tell() // 2]
 
 
+def webp_of(width: int, height: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (width, height)).save(stream, "WEBP", method=0)
+    return stream.getvalue()
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured on Linux")
 @pytest.mark.parametrize(
     "content",
     [
         lambda: png_of(30_000, 1),
         lambda: png_of(20_000, 20_000),
+        lambda: png_of(8000, 5000),
+        lambda: webp_of(5000, 3500),
         lambda: cut("PNG"),
         lambda: cut("JPEG"),
     ],
-    ids=["30000 x 1", "400 MP", "cut PNG", "cut JPEG"],
+    ids=["30000 x 1", "400 MP", "40 MP PNG", "17.5 MP WebP", "cut PNG", "cut JPEG"],
 )
 def test_what_cannot_be_encoded_is_refused_by_its_name(clip, tmp_path, content):
     (tmp_path / "holiday.png").write_bytes(content())
