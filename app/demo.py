@@ -10,11 +10,11 @@ from typing import Any
 import gradio as gr
 
 from altdiffusion.requests import BadRequest, shorten
+from altdiffusion.serving import Busy
 
 from . import classify_tab, compare_tab, generate_tab, read_tab, search_tab
 from .handling import ENDONYMS, HELPER
 from .i18n import CHOOSE_JS, say, text, translate, visitor_language
-from .service import Busy
 
 _LOG = logging.getLogger(__name__)
 

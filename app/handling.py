@@ -21,9 +21,9 @@ from PIL import Image
 from altdiffusion.images import file_stem, open_image, save_png
 from altdiffusion.languages import LANGUAGES
 from altdiffusion.requests import BadRequest, shorten
+from altdiffusion.serving import Drawing, Waiting
 
 from .i18n import say
-from .service import Drawing, Waiting
 
 #: For every event: streams, and hands raw values to our own checks.
 RAW: dict[str, Any] = {

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from PIL import Image
 
 from altdiffusion.requests import SCHEDULERS, BadRequest, GenerateRequest, Provenance, clean_text
-from app.service import Compared, Drawing, Drawn, Found, ModelInfo, Ranked, Waiting
+from altdiffusion.serving import Compared, Drawing, Drawn, Found, ModelInfo, Ranked, Waiting
 
 COLOURS = ["crimson", "seagreen", "royalblue", "goldenrod", "orchid", "teal"]
 DEFAULTS = SimpleNamespace(steps=6, guidance_scale=3.0, width=64, height=64, scheduler="ddim")

@@ -36,8 +36,8 @@ PATIENCE = 60_000  # milliseconds; CI's cores are shared
 
 @pytest.fixture(scope="module")
 def app() -> Iterator[SimpleNamespace]:
+    from altdiffusion.serving import Service
     from app.launching import Options, launch
-    from app.service import Service
 
     with Service.load() as service, playwright.sync_playwright() as driver:
         service.search("a", k=1)  # the first one encodes the collection

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image, PngImagePlugin
 
+from altdiffusion import serving
 from altdiffusion.classification import check_labels, check_templates
 from altdiffusion.images import MAX_BYTES, open_image, read_provenance
 from altdiffusion.languages import LANGUAGES
@@ -160,7 +161,7 @@ SHARED = {
 @pytest.fixture(scope="module")
 def lines(shared_pipeline) -> Iterator[dict[str, tuple[str, list[str]]]]:
     """The English line of each refusal, and what is kept of it."""
-    from app.service import Service
+    from altdiffusion.serving import Service
 
     found = dict(WRITTEN)
     with Service(shared_pipeline) as service:
@@ -210,7 +211,12 @@ def test_every_known_refusal_has_been_tried(lines):
     assert tried == {key for key in texts("en") if key.startswith("refusal_")}
 
 
-@pytest.mark.parametrize("path", sorted(Path(i18n.__file__).parent.glob("*.py")), ids=lambda path: path.stem)
+OURS = [Path(module.__file__ or "").parent for module in (i18n, serving)]
+
+
+@pytest.mark.parametrize(
+    "path", sorted(path for folder in OURS for path in folder.glob("*.py")), ids=lambda path: path.stem
+)
 def test_every_refusal_that_the_app_writes_is_known(path: Path):
     """All but those to people who start it, or who write programs for Ray Serve."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -19,31 +19,16 @@ from PIL import Image
 
 from altdiffusion.images import read_provenance
 from altdiffusion.languages import LANGUAGES, language
-from altdiffusion.requests import SCHEDULERS, BadRequest, GenerateRequest, Provenance, shorten
-
-from .collection import Collection, opened
-from .meters import Meters
-from .news import Compared, Drawing, Drawn, Found, Limits, ModelInfo, Ranked
-from .queueing import Abandoned, Busy, Closed, Member, ModelThread, Ticket, Waiting
+from altdiffusion.requests import SCHEDULERS, BadRequest, GenerateRequest, Provenance
+from altdiffusion.serving.collection import Collection, opened
+from altdiffusion.serving.limits import Limits, at_most
+from altdiffusion.serving.meters import Meters
+from altdiffusion.serving.news import Compared, Drawing, Drawn, Found, ModelInfo, Ranked
+from altdiffusion.serving.queueing import Abandoned, Busy, Member, ModelThread, Ticket
 
 if TYPE_CHECKING:
     from altdiffusion import AltCLIP, AltDiffusionPipeline, ImageIndex, Picture
     from altdiffusion.generation import Order, Step
-
-__all__ = [
-    "Busy",
-    "Closed",
-    "Compared",
-    "Drawing",
-    "Drawn",
-    "Found",
-    "Limits",
-    "ModelInfo",
-    "Ranked",
-    "Service",
-    "Ticket",
-    "Waiting",
-]
 
 _PREVIEW_EVERY = 2  # steps
 _BATCH = 4  # 1.8 times as many pictures a second as 1, on two cores too (docs/decisions.md)
@@ -71,7 +56,7 @@ class Service:
         batch: int | None = None,
         limits: Limits | None = None,
     ) -> None:
-        from .previews import Previewer
+        from altdiffusion.serving.previews import Previewer
 
         self.pipeline, self.index, self._encoder = pipeline, index, encoder
         self.batch = batch or _BATCH
@@ -153,7 +138,7 @@ class Service:
 
         more_of, less_of = more or None, less or None
         asked = asking.Asked.checked(text or None, image, weight, more_of, less_of)
-        _at_most("k", k, self.info.limits.results)
+        at_most("k", k, self.info.limits.results)
         if not self.info.has_search:
             raise BadRequest("index: this model brings no collection; allowed with --index FOLDER")
         if (index := self.index) is None:
@@ -188,8 +173,8 @@ class Service:
         for tag in checked:
             classification.templates_of(tag)
         own = None if templates is None else classification.check_templates(templates)
-        _at_most("labels", sum(map(len, checked.values())), self.info.limits.labels)
-        _at_most("templates", len(own or [""]), self.info.limits.templates)
+        at_most("labels", sum(map(len, checked.values())), self.info.limits.labels)
+        at_most("templates", len(own or [""]), self.info.limits.templates)
 
         def rank() -> dict[str, Any]:
             clip = self._encoder_for("classify")
@@ -247,7 +232,7 @@ class Service:
         if request.image is not None:
             raise BadRequest("image: a path is of no use here; allowed a picture (start)")
         order = prepare(self.pipeline, request, **pictures)
-        _check_limits(order.request, self.info)
+        self.info.limits.check(order.request, self.info.generation_defaults)
         return order
 
     def _submit(self, action: str, work: _Work) -> Ticket:
@@ -381,19 +366,3 @@ def _maker(index: str | Path, clip: "AltCLIP | None", pipeline: "AltDiffusionPip
         clip = clip or pipeline.altclip
     made = manifest.read(Path(index).absolute()).fingerprint
     return clip if clip is not None and clip.fingerprint == made else None
-
-
-def _check_limits(request: GenerateRequest, info: ModelInfo) -> None:
-    limits, defaults = info.limits, info.generation_defaults
-    pixels = max(limits.pixels, defaults.width * defaults.height)
-    assert request.width and request.height and request.steps
-    if request.width * request.height > pixels:
-        size = f"{request.width}x{request.height}"
-        raise BadRequest(f"size: {size} is too large here; allowed up to {pixels:,} pixels")
-    _at_most("steps", request.steps, limits.steps)
-    _at_most("count", request.count, limits.count)
-
-
-def _at_most(name: str, value: Any, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise BadRequest(f"{name}: {shorten(value)}; allowed here a whole number from 1 to {most}")

@@ -26,7 +26,7 @@ import base64, json, sys, urllib.request
 from concurrent.futures import ThreadPoolExecutor
 import ray
 from ray import serve
-from app.scale import Options, build
+from altdiffusion.serving.scale import Options, build
 
 model, port, requests = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")

@@ -1,6 +1,6 @@
 """The same service on several machines or cores: a Ray Serve deployment (the extra `scale`).
 
-    serve run app.scale:build model=FOLDER replicas=2
+    serve run altdiffusion.serving.scale:build model=FOLDER replicas=2
     curl -d '{"prompt": "a lobster", "seed": 7}' http://localhost:8000/ -o lobster.png
 
 POST the fields of a request as JSON; the answer is a PNG that says how it was made, or one line with the
@@ -21,8 +21,7 @@ from starlette.responses import Response
 from altdiffusion import GenerateRequest
 from altdiffusion.images import write_png
 from altdiffusion.requests import BadRequest
-
-from .service import Busy, Closed, Drawn, Service, Ticket
+from altdiffusion.serving import Busy, Closed, Drawn, Service, Ticket
 
 _MAX_BODY = 20_000  # bytes of JSON: both prompts at their longest are 16,000
 

@@ -22,17 +22,17 @@ class Meters:
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
-        self._values: dict[tuple[str, str], float] = {}
+        self._values: dict[tuple[str, str], int | float] = {}
 
-    def add(self, name: str, amount: float = 1, label: str = "") -> None:
+    def add(self, name: str, amount: int | float = 1, label: str = "") -> None:
         """`label` is one of the code's own words, never a visitor's: each makes a line for ever."""
         with self._guard:
             self._values[name, label] = self._values.get((name, label), 0) + amount
 
-    def value(self, name: str, label: str = "") -> float:
+    def value(self, name: str, label: str = "") -> int | float:
         return self._values.get((name, label), 0)
 
-    def text(self, gauges: Mapping[str, float]) -> str:
+    def text(self, gauges: Mapping[str, int | float]) -> str:
         with self._guard:
             values = self._values | {(name, ""): value for name, value in gauges.items()}
         lines = []

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from altdiffusion.serving.limits import Limits
+
 if TYPE_CHECKING:
     from altdiffusion import Picture
     from altdiffusion.pipelines import GenerationDefaults
@@ -63,19 +65,6 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """The most that one request may ask for: a service is shared, and its widgets' limits bind nobody."""
-
-    steps: int = 150
-    count: int = 16
-    pixels: int = 512 * 512
-    """Of one picture; a model's own size is always allowed."""
-    labels: int = 100
-    templates: int = 8
-    results: int = 100
-
-
-@dataclass(frozen=True)
 class ModelInfo:
     """What the widgets need to know of the model."""
 
@@ -86,4 +75,4 @@ class ModelInfo:
     """The emoji that the bundled model draws; empty for other models."""
     schedulers: tuple[str, ...]
     has_search: bool
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)

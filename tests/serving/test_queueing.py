@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from app import queueing
-from app.queueing import Busy, Closed, Member, ModelThread, Ticket, Waiting
+from altdiffusion.serving import queueing
+from altdiffusion.serving.queueing import Busy, Closed, Member, ModelThread, Ticket, Waiting
 
 STEPS = 6
 

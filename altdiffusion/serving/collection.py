@@ -17,8 +17,7 @@ from PIL import Image
 
 from altdiffusion import bundled
 from altdiffusion.images import ImageError, open_image
-
-from .news import Found
+from altdiffusion.serving.news import Found
 
 if TYPE_CHECKING:
     from altdiffusion import AltCLIP, Hit

@@ -15,7 +15,7 @@ from altdiffusion.generation import Picture, generate
 from altdiffusion.images import save_png
 from altdiffusion.pipelines import AltDiffusionPipeline
 from altdiffusion.requests import BadRequest, GenerateRequest
-from app.service import Busy, Compared, Drawing, Drawn, Ranked, Service, Waiting
+from altdiffusion.serving import Busy, Compared, Drawing, Drawn, Ranked, Service, Waiting
 from tests.fakes import COVERED, SENTENCES, tiny_vae
 from tests.test_readme import ROOT, blocks
 
@@ -356,7 +356,8 @@ def test_memory_stays_flat(shared_pipeline: AltDiffusionPipeline, requests: int)
 def test_the_modules_cost_no_heavy_import():
     import subprocess
 
-    code = "import sys, app.service; print(sorted({'torch', 'diffusers', 'gradio'} & sys.modules.keys()))"
+    heavy = {"torch", "diffusers", "gradio", "starlette"}
+    code = f"import sys, altdiffusion.serving; print(sorted({heavy} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
@@ -365,7 +366,7 @@ def test_the_modules_cost_no_heavy_import():
 def test_previews_of_an_unknown_vae_follow_what_it_decodes(factor: int):
     import torch
 
-    from app.previews import Previewer, is_stable_diffusion
+    from altdiffusion.serving.previews import Previewer, is_stable_diffusion
 
     torch.manual_seed(0)
     vae = tiny_vae()
