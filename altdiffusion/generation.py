@@ -39,11 +39,15 @@ _locks_guard = threading.Lock()
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture and how it was made; `flagged` where the model brings a safety checker and it objects."""
+    """A picture and how it was made; `flagged` where the model brings a safety checker and it objects.
+
+    `left_out` has a line for each prompt that was too long, on what was not drawn of it.
+    """
 
     image: Image.Image
     provenance: Provenance
     flagged: bool = False
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,7 @@ def draw_together(
         runner = _runner(pipeline, orders[0])
         most = batch_size or _batch_size(runner, first)
         embeds = [_conditioning(runner, order.request) for order in orders]
+        lost = [_left_out(runner, order.request) for order in orders]
         batches = [tuple(rows[at : at + most]) for at in range(0, len(rows), most)]
         for number, places in enumerate(batches):
             step = watch and _step_callback(watch, runner, number, len(batches), places)
@@ -164,7 +169,7 @@ def draw_together(
             arrays, flags = _draw(runner, first, arguments, seeds, step)
             for (order, _), seed, array, flag in zip(places, seeds, arrays, flags, strict=True):
                 image = _finished(runner, orders[order], array)
-                drawn[order].append(Picture(image, made[order](seed), flag))
+                drawn[order].append(Picture(image, made[order](seed), flag, lost[order]))
     return drawn
 
 
@@ -249,6 +254,13 @@ def _conditioning(
         share = request.mix_share
         positive = prompts.blend(torch.cat([positive, other]), [1 - share, share])
     return positive, negative
+
+
+def _left_out(runner: Any, request: GenerateRequest) -> tuple[str, ...]:
+    texts = {name: getattr(request, name) for name in ("prompt", "negative_prompt", "mix")}
+    weights = bool(request.weighting)
+    lines = (runner.left_out(name, text, weights=weights) for name, text in texts.items() if text)
+    return tuple(line for line in lines if line)
 
 
 def _together(embeds: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:

@@ -88,6 +88,11 @@ class Prompting(_Stock):
         positive, negative = embeds.chunk(2)
         return positive, negative
 
+    def left_out(self, argument: str, text: str, *, weights: bool = False) -> str | None:
+        """A line on the end of a prompt that is cut off, as `embed_prompts` warns of; None where all fits."""
+        (text,) = self._with_vectors([text])
+        return self._lost(argument, prompts.parse(text).text if weights else text, self._length)
+
     @classmethod
     def load_lora_into_text_encoder(
         cls,
@@ -138,10 +143,12 @@ class Prompting(_Stock):
 
     def _warn(self, argument: str, texts: list[str], length: int) -> None:
         for text in dict.fromkeys(texts):
-            lost = dropped(self.tokenizer, text, length)
-            if lost is not None:
-                message = f"{argument}: too long by {lost.tokens} tokens, left out: {lost.text!r:.300}"
+            if (message := self._lost(argument, text, length)) is not None:
                 warnings.warn(message, stacklevel=5)
+
+    def _lost(self, argument: str, text: str, length: int) -> str | None:
+        lost = dropped(self.tokenizer, text, length)
+        return lost and f"{argument}: too long by {lost.tokens} tokens, left out: {lost.text!r:.300}"
 
 
 def _negatives(prompt: Any, negative_prompt: Any, count: int) -> list[str]:

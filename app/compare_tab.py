@@ -9,13 +9,26 @@ import gradio as gr
 from altdiffusion.languages import LANGUAGES
 from altdiffusion.requests import BadRequest, GenerateRequest, prompts_by_language, shorten
 
-from .handling import ENDONYMS, HELPER, RAW, Teller, as_text, followed, given, known_tags, picture_file
+from .handling import (
+    ENDONYMS,
+    HELPER,
+    PICTURES,
+    RAW,
+    Teller,
+    as_text,
+    followed,
+    given,
+    known_tags,
+    picture_file,
+    stopped,
+)
 from .i18n import EXAMPLES, say, text, visitor_language
 
 _FIRST = ("en", "zh", "ar", "th", "hi", "ru")
 
 
 def build(service: Any) -> None:
+    gr.Markdown(text("compare_help"))
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
             prompt = gr.Textbox(EXAMPLES["en"][0], label=text("prompt"), lines=1, elem_id="ad-one")
@@ -54,8 +67,8 @@ def build(service: Any) -> None:
         **RAW,
     )
     event.success(_tables, scores, tables, **HELPER)
-    stopped = _mixing(service, seed, steps)
-    stop.click(_stopped, None, status, cancels=[event, stopped], **HELPER)
+    mixing = _mixing(service, seed, steps)
+    stop.click(stopped, None, status, cancels=[event, mixing], **HELPER)
 
 
 def _mixing(service: Any, seed: gr.Number, steps: gr.Number) -> Any:
@@ -68,9 +81,8 @@ def _mixing(service: Any, seed: gr.Number, steps: gr.Number) -> Any:
         with gr.Column(scale=6, min_width=320):
             status = gr.HTML()
             mixed = gr.Gallery(
-                label=text("gallery"), format="png", columns=2, fit_columns=False, height="auto",
-                object_fit="contain", interactive=False, buttons=["download"], elem_id="ad-mixed",
-            )  # fmt: skip
+                label=text("gallery"), columns=2, buttons=["download"], elem_id="ad-mixed", **PICTURES
+            )
     return gr.on(
         [share.release, run.click], _Handler(service).mix, [first, second, share, seed, steps],
         [mixed, status], api_name="mix", trigger_mode="always_last", **RAW,
@@ -145,16 +157,12 @@ class _Filler:
         """The prompt in other languages, where the model's own names are known."""
         found = self._service.versions_of(as_text(prompt, "prompt"), known_tags(tags))
         if not found:
-            raise gr.Error(say("nothing_found", visitor_language(request)), print_exception=False)
+            raise gr.Error(say("versions_missing", visitor_language(request)), print_exception=False)
         return _lines(found)
 
 
 def _lines(versions: dict[str, str]) -> str:
     return "\n".join(f"{tag}: {prompt}" for tag, prompt in versions.items())
-
-
-def _stopped(request: gr.Request) -> str:
-    return Teller.line(say("cancelled", visitor_language(request)))
 
 
 def _tables(scores: dict[str, Any], request: gr.Request) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from altdiffusion.requests import BadRequest, shorten
-from altdiffusion.serving import Busy
+from altdiffusion.serving import Busy, Closed
 
 from . import classify_tab, compare_tab, generate_tab, read_tab, search_tab
 from .handling import ENDONYMS, HELPER
@@ -31,21 +31,26 @@ class Page(gr.Blocks):
             raise
         except Exception as error:
             raise gr.Error(
-                html.escape(explain(error, tag), quote=False),
+                html.escape(explain(error, tag, helper=not block_fn.queue), quote=False),
                 title=say("bad_request", tag),
                 print_exception=False,
             ) from error
 
 
-def explain(error: Exception, tag: str) -> str:
-    """One line for the visitor; what nobody foresaw goes to the log, and says only that it happened."""
+def explain(error: Exception, tag: str, helper: bool = False) -> str:
+    """One line for the visitor; what nobody foresaw goes to the log, and says only that it happened.
+
+    A `helper` gets what the page itself sends, so what it cannot work with is somebody's nonsense.
+    """
     if isinstance(error, gr.Error):
         return str(error.message)
     if isinstance(error, Busy):
         return say("busy", tag, waiting=error.waiting, allowed=error.allowed)
+    if isinstance(error, Closed):
+        return say("closed", tag)
     if isinstance(error, ValueError) and _addressed(str(error)):
         return translate(error, tag)
-    if type(error).__module__.startswith(("gradio", "pydantic")):
+    if helper or type(error).__module__.startswith(("gradio", "pydantic")):
         _LOG.info("a request that does not fit: %r", error)
         return translate(
             BadRequest("data: a value that does not fit; allowed what the endpoint describes"), tag

@@ -13,7 +13,18 @@ from altdiffusion.images import open_image
 from altdiffusion.languages import LANGUAGES
 from altdiffusion.requests import BadRequest, GenerateRequest, shorten
 
-from .handling import HELPER, RAW, Teller, followed, given, picture_file, upload_path, uploaded
+from .handling import (
+    HELPER,
+    PICTURES,
+    RAW,
+    Teller,
+    followed,
+    given,
+    picture_file,
+    stopped,
+    upload_path,
+    uploaded,
+)
 from .history import History, kept
 from .i18n import EXAMPLES, say, text, visitor_language
 
@@ -59,16 +70,9 @@ def build(service: Any, page: gr.Blocks) -> Parts:
         with gr.Column(scale=6, min_width=320):
             status = gr.HTML(elem_id="ad-status")
             gallery = gr.Gallery(
-                label=text("gallery"),
-                format="png",
-                columns=2,
-                fit_columns=False,
-                height="auto",
-                object_fit="contain",
-                interactive=False,
-                buttons=["download", "fullscreen"],
-                elem_id="ad-gallery",
-            )
+                label=text("gallery"), columns=2, buttons=["download", "fullscreen"], elem_id="ad-gallery",
+                **PICTURES,
+            )  # fmt: skip
             used = gr.Textbox(label=text("seed_used"), interactive=False, elem_id="ad-used")
             history = History(service.info.generation_defaults)
     settings = {"prompt": prompt} | settings
@@ -83,14 +87,10 @@ def build(service: Any, page: gr.Blocks) -> Parts:
     )
     event.success(history.remember, [history.kept, made], [history.kept, history.view], **HELPER)
     history.wire(page, settings, random)
-    stop.click(_stopped, None, status, cancels=[event], **HELPER)
+    stop.click(stopped, None, status, cancels=[event], **HELPER)
     random.input(None, [random, used], settings["seed"], js=_TICKED_JS, api_visibility="private")
     settings["seed"].input(None, settings["seed"], random, js=_TYPED_JS, api_visibility="private")
     return Parts(settings, random, start)
-
-
-def _stopped(request: gr.Request) -> str:
-    return Teller.line(say("cancelled", visitor_language(request)))
 
 
 def _advanced(service: Any) -> tuple[dict[str, Any], gr.Checkbox]:
@@ -103,7 +103,7 @@ def _advanced(service: Any) -> tuple[dict[str, Any], gr.Checkbox]:
         )
         with gr.Row():
             made["steps"] = _number("steps", own.steps)
-            made["guidance_scale"] = _number("guidance", own.guidance_scale, step=0.5)
+            made["guidance_scale"] = _number("guidance", own.guidance_scale, 0.5, text("guidance_help"))
         with gr.Row():
             made["width"] = _number("width", own.width, step=8)
             made["height"] = _number("height", own.height, step=8)
@@ -113,14 +113,14 @@ def _advanced(service: Any) -> tuple[dict[str, Any], gr.Checkbox]:
         choices = [(text("scheduler_own"), ""), *((name, name) for name in service.info.schedulers)]
         made["scheduler"] = gr.Dropdown(choices, value="", label=text("scheduler"))
         with gr.Row():
-            made["clip_skip"] = _number("clip_skip", 0)
+            made["clip_skip"] = _number("clip_skip", 0, info=text("clip_skip_help"))
             made["count"] = _number("count", 1)
         made["weighting"] = gr.Checkbox(False, label=text("weighting"), info=text("weighting_help"))
     return made, random
 
 
-def _number(key: str, value: float, step: float = 1) -> gr.Number:
-    return gr.Number(value, label=text(key), step=step, min_width=100)
+def _number(key: str, value: float, step: float = 1, info: Any = None) -> gr.Number:
+    return gr.Number(value, label=text(key), step=step, info=info, min_width=100)
 
 
 def _start() -> tuple[ImageEditor, gr.Slider]:

@@ -15,15 +15,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 from gradio.utils import get_upload_folder
 from PIL import Image
 
 from altdiffusion.images import file_stem, open_image, save_png
 from altdiffusion.languages import LANGUAGES
 from altdiffusion.requests import BadRequest, shorten
-from altdiffusion.serving import Drawing, Waiting
+from altdiffusion.serving import Compared, Drawing, Drawn, Waiting
 
-from .i18n import say
+from .i18n import say, translate, visitor_language
 
 #: For every event: streams, and hands raw values to our own checks.
 RAW: dict[str, Any] = {
@@ -33,6 +34,10 @@ RAW: dict[str, Any] = {
 }
 #: For events that only help the page.
 HELPER: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
+#: For every gallery.
+PICTURES: dict[str, Any] = {
+    "format": "png", "height": "auto", "object_fit": "contain", "fit_columns": False, "interactive": False,
+}  # fmt: skip
 ENDONYMS = [(row.endonym, row.tag) for row in LANGUAGES.values()]
 
 
@@ -134,8 +139,13 @@ class Teller:
             line += " · " + say("seconds_left", self.tag, seconds=math.ceil(news.seconds_left))
         return self._bar(line, news.step / max(1, news.steps))
 
-    def done(self) -> str:
-        return html.escape(say("done_in", self.tag, seconds=f"{time.monotonic() - self.began:.1f}"))
+    def done(self, result: Drawn | Compared) -> str:
+        """That it is done, and what the visitor should know of the pictures."""
+        pictures = result.pictures.values() if isinstance(result, Compared) else result.pictures
+        lines = [say("done_in", self.tag, seconds=f"{time.monotonic() - self.began:.1f}")]
+        lines += [say("flagged", self.tag)] if any(picture.flagged for picture in pictures) else []
+        cut = dict.fromkeys(line for picture in pictures for line in picture.left_out)
+        return "<br>".join(map(html.escape, [*lines, *(translate(line, self.tag) for line in cut)]))
 
     @staticmethod
     def line(text: str) -> str:
@@ -151,6 +161,11 @@ class Teller:
         return f'{self.line(line)}{bar}<div class="ad-previews">{self.previews}</div>'
 
 
+def stopped(request: gr.Request) -> str:
+    """What Stop shows."""
+    return Teller.line(say("cancelled", visitor_language(request)))
+
+
 def followed(ticket: Any, teller: Teller) -> Iterator[tuple[str, Any]]:
     """(HTML, None) for all news of a ticket, and at last (HTML, result).
 
@@ -161,4 +176,4 @@ def followed(ticket: Any, teller: Teller) -> Iterator[tuple[str, Any]]:
             if isinstance(news, Waiting | Drawing):
                 yield teller.show(news), None
             else:
-                yield teller.done(), news
+                yield teller.done(news), news

@@ -137,7 +137,7 @@ def _range(text: str) -> tuple[float, str]:
     return float(number[1]) if number else 1.0, tag.strip().lower().replace("_", "-").split("-")[0]
 
 
-def translate(error: Exception, tag: str) -> str:
+def translate(error: Exception | str, tag: str) -> str:
     """A refusal's line in another language; English where it is none that is known here.
 
     The line is "argument: value and what is wrong; what is allowed". English itself stays as it is: programs

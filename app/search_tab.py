@@ -7,11 +7,13 @@ import gradio as gr
 from altdiffusion.images import open_image
 from altdiffusion.requests import BadRequest, shorten
 
-from .handling import HELPER, RAW, as_text, upload_path, uploaded
+from .handling import HELPER, PICTURES, RAW, as_text, upload_path, uploaded
 from .i18n import say, text, visitor_language
 
 
 def build(service: Any, tabs: gr.Tabs, start: Any) -> None:
+    if not service.info.has_search:
+        gr.Markdown(text("no_search"))
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=320):
             query = gr.Textbox(
@@ -29,8 +31,8 @@ def build(service: Any, tabs: gr.Tabs, start: Any) -> None:
                 count = gr.Number(12, label=text("results_count"))
         with gr.Column(scale=7, min_width=320):
             results = gr.Gallery(
-                label=text("results"), format="png", columns=4, height="auto", object_fit="contain",
-                interactive=False, allow_preview=False, buttons=[], elem_id="ad-results",
+                label=text("results"), columns=4, allow_preview=False, buttons=[], elem_id="ad-results",
+                **PICTURES,
             )  # fmt: skip
             with gr.Row():
                 similar = gr.Button(text("find_similar"), size="sm", min_width=120, interactive=False)

@@ -86,4 +86,5 @@ def _picture(request: GenerateRequest, prompt: str, number: int):
     made = Provenance(
         prompt=clean_text(prompt), seed=request.seed + number, steps=request.steps, model="squares"
     )
-    return Picture(_square(request.seed + number), made)
+    lost = ("prompt: too long by 3 tokens, left out: '<b>end'",) if "too long" in prompt else ()
+    return Picture(_square(request.seed + number), made, "nude" in prompt, lost)

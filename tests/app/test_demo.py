@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from altdiffusion import read_provenance
+from altdiffusion.requests import BadRequest
+from altdiffusion.serving import Busy, Closed
 from tests.app.painter import Painter
 from tests.test_readme import ROOT, blocks
 
@@ -119,6 +121,15 @@ def test_languages_are_compared(client: Any):
     assert scores["languages"] == ["en", "th"] and scores["texts"] == [[1.0, 0.8], [0.8, 1.0]]
 
 
+def test_what_was_left_out_or_hidden_is_told_beside_the_pictures(ask: Callable):
+    _, (_, line, *_rest) = ask("generate", "too long", *REST, language="de")
+    assert "Fertig" in line and "Prompt: um 3 Token zu lang; weggelassen: '&lt;b&gt;end'" in line.replace(
+        "&#x27;", "'"
+    )
+    _, (_, line, _) = ask("compare", "en: a nude\nde: ein Hummer", 7, 2)
+    assert "A picture was hidden" in line and "left out" not in line
+
+
 def test_two_languages_are_mixed(client: Any, app: SimpleNamespace):
     client.predict("lobster", "กุ้งมังกร", share=0.25, api_name="/mix")
     request = app.painter.asked[-1][0]
@@ -184,6 +195,31 @@ def test_a_picture_that_was_drawn_is_read_back(client: Any):
 def test_every_refusal_has_a_line(ask: Callable, name: str, data: list[Any], line: str):
     kind, told = ask(name, *data)
     assert kind == "error" and told["error"].startswith(line), told
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (Busy(32, 32), "Too many requests are waiting (32 of 32)"),
+        (Closed(), "The app is shutting down"),
+        (BadRequest("steps: 0; allowed 1"), "steps: 0; allowed 1"),
+        (ZeroDivisionError("secret"), "Something went wrong"),
+    ],
+)
+def test_every_kind_of_error_is_put_into_words(error: Exception, line: str):
+    from app.demo import explain
+
+    assert explain(error, "en").startswith(line)
+
+
+def test_what_a_helper_cannot_work_with_leaves_no_traceback(caplog: pytest.LogCaptureFixture):
+    from app.demo import explain
+
+    with caplog.at_level("INFO"):
+        assert explain(KeyError("texts"), "en", helper=True).startswith("data: a value that does not fit")
+        assert not [record for record in caplog.records if record.exc_info]
+        assert explain(KeyError("texts"), "en").startswith("Something went wrong")
+        assert [record for record in caplog.records if record.exc_info]
 
 
 def test_a_refusal_is_in_the_visitors_language(ask: Callable):

@@ -1,9 +1,12 @@
 """The texts of all 18 languages, the choice among them, and refusals that the real code makes, in each."""
 
+import ast
 import http.cookies
 import re
 import time
 import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,7 +32,6 @@ OWN_LETTERS = {
 }
 #: Texts that are the same in English and some other language, and why.
 SAME = {
-    "title": set(OTHERS),  # a name
     "named": set(OTHERS),  # signs only; Chinese, Japanese and French have others
     "prompt": {"de", "fr", "es", "it", "pt", "pl", "nl"},  # people who draw this way call it so
     "seed": {"de", "nl"},  # as above
@@ -37,8 +39,45 @@ SAME = {
     "model": {"tr", "pl", "nl"},  # the word of these languages too
     "labels": {"nl"},
     "score": {"fr", "nl"},
-    "footer_docs": {"fr"},
 }
+
+
+def named() -> set[str]:
+    """The texts that the app's code asks for."""
+    return {one for call in calls("say", "text", "_number") for one in strings(call.args[:1])}
+
+
+def listed() -> set[str]:
+    """What stands in its tables: values of dictionaries, parts of tuples."""
+    found = set()
+    for node in nodes():
+        found |= strings(node.values if isinstance(node, ast.Dict) else getattr(node, "elts", []))
+    return found
+
+
+def nodes() -> Iterator[ast.AST]:
+    for path in Path(i18n.__file__).parent.glob("*.py"):
+        yield from ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def calls(*names: str) -> list[ast.Call]:
+    return [node for node in nodes() if isinstance(node, ast.Call) and getattr(node.func, "id", "") in names]
+
+
+def strings(parts: Sequence[ast.AST]) -> set[str]:
+    found = [node for part in parts for node in ast.walk(part) if isinstance(node, ast.Constant)]
+    return {node.value for node in found if isinstance(node.value, str)}
+
+
+def test_every_text_is_shown_somewhere():
+    """Refusals are found by their English, and tried in test_refusals."""
+    keys = {key for key in texts("en") if not key.startswith("refusal_")}
+    assert keys <= named() | listed() | {"named", "value_bytes"}
+
+
+def test_every_text_that_the_code_asks_for_exists():
+    assert len(named()) > 50
+    assert named() <= set(texts("en"))
 
 
 def placeholders(template: str) -> list[str]:

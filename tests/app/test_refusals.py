@@ -105,8 +105,9 @@ REFUSALS: dict[str, tuple[Callable[[Any], object], list[str]]] = {
         ["1", "3000", "2000"],
     ),
 }
-#: Lines that only other models or machines make.
+#: Lines that only other models or machines make, and one that comes with the picture.
 WRITTEN = {
+    "left_out": ("prompt: too long by 1,012 tokens, left out: 'a cat'", ["1012", "'a cat'"]),
     "memory": ("size: 2048x2048 does not fit into the memory of cuda:0; lower size", ["2048x2048", "cuda:0"]),
     "no_colours": (
         "guidance_scale: 50 with euler-a in float16 gave values that are no colours; lower guidance_scale, "
@@ -141,6 +142,7 @@ WRITTEN = {
 }
 #: Words that another language shares with English, and those that are typed as they are.
 SHARED = {
+    *("token", "tokens", "long"),
     *("prompt", "model", "pixel", "pixels", "encoder", "scheduler", "label", "start", "mask", "float32"),
     *(
         "prompts",

@@ -1,5 +1,6 @@
 """The service without its widgets, on the tiny model: what is drawn, refused, found, told and given up."""
 
+import re
 import sys
 import threading
 import time
@@ -227,6 +228,15 @@ def test_a_mix_goes_from_one_prompt_to_the_other(service: Service):
     assert (made.mix, made.mix_share) == ("eine Katze", 0.5)
     with pytest.raises(BadRequest, match=r"^mix_share: 2.0; allowed a number from 0 to 1"):
         service.generate(asked(), mix=("eine Katze", 2.0))
+
+
+@pytest.mark.filterwarnings("ignore:prompt. too long by:UserWarning")
+def test_a_picture_says_what_was_left_out_of_its_prompt(service: Service):
+    long = "a red lobster beside a small blue boat " * 3 + "and a zebra"
+    (picture,) = drawn(service.generate(asked(prompt=long, mix="eine Katze")))
+    (line,) = picture.left_out
+    assert re.match(r"prompt: too long by \d+ tokens, left out: .*and a zebra'$", line)
+    assert drawn(service.generate(asked()))[0].left_out == ()
 
 
 def test_languages_are_compared_from_one_seed_with_cosines_of_texts_and_pictures(service: Service):
