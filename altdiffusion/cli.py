@@ -357,6 +357,11 @@ def app(
     *,
     model: _Model = None,
     index: Annotated[str | None, _flag("INDEX", "the emoji", "What its search looks through.")] = None,
+    encoder: Annotated[
+        str | None, _flag("MODEL", "the model's own", "An AltCLIP to search and classify with.")
+    ] = None,
+    batch: Annotated[str | None, _flag("N", "4", "Pictures to draw together at most.")] = None,
+    max_waiting: Annotated[str | None, _flag("N", "32", "Requests that may wait.")] = None,
     host: Annotated[str, _flag("HOST", "127.0.0.1", "Where to listen; 0.0.0.0 is everywhere.")] = "127.0.0.1",
     port: Annotated[str | None, _flag("N", "7860 or the next", "The port.")] = None,
     auth: Annotated[str | None, _flag("USER:PASS", "", "Ask visitors for these.")] = None,
@@ -375,6 +380,9 @@ def app(
     serve(
         model=model,
         index=index,
+        encoder=encoder,
+        batch=batch,
+        max_waiting=max_waiting,
         public_without_auth=public_without_auth,
         mcp=mcp,
         open_browser=open_browser,

@@ -7,6 +7,7 @@ import contextlib
 import io
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -77,6 +78,22 @@ def progress(parts: int) -> Iterator[Callable[[int], Callable[[int, int], None] 
             return on_step
 
         yield part
+
+
+@contextlib.contextmanager
+def ended_at_once(clean_up: Callable[[], None]) -> Iterator[None]:
+    """For what cannot be stopped, as the loading of a model: Ctrl-C and SIGTERM end the whole process."""
+
+    def end(number: int, frame: Any) -> None:
+        clean_up()
+        os._exit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def say(text: str) -> None:

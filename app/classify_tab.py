@@ -2,6 +2,7 @@
 
 import html
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -10,7 +11,7 @@ from altdiffusion.languages import LANGUAGES
 from altdiffusion.languages import language as known_language
 from altdiffusion.requests import BadRequest, prompts_by_language, shorten
 
-from .handling import ENDONYMS, HELPER, RAW, as_text, known_tags, uploaded
+from .handling import ENDONYMS, HELPER, RAW, as_text, known_tags, table, uploaded
 from .i18n import say, text, visitor_language
 
 _TAGGED = re.compile(r"\s*[A-Za-z]{2,3}(?:[-_]\w+)?\s*:\s*\S")
@@ -44,20 +45,16 @@ def build(service: Any) -> None:
             agreement = gr.HTML(elem_id="ad-agreement")
     handler = _Handler(service)
     event = gr.on(
-        [run.click, labels.submit],
-        handler.classify,
-        [picture, labels, language, template, several],
-        [ranked, best],
-        api_name="classify",
-        **RAW,
-    )
+        [run.click, labels.submit], handler.classify, [picture, labels, language, template, several],
+        [ranked, best], api_name="classify", **RAW,
+    )  # fmt: skip
     event.success(_table, best, agreement, **HELPER)
     fill.click(handler.fill, [labels, tags, language], labels, preprocess=False, **HELPER)
 
 
+@dataclass(frozen=True)
 class _Handler:
-    def __init__(self, service: Any) -> None:
-        self._service = service
+    service: Any
 
     def classify(
         self, image: dict, labels: str, language: str = "en", template: str = "", several: bool = False
@@ -80,7 +77,7 @@ class _Handler:
         lines = [line.strip() for line in as_text(labels, "labels").splitlines() if line.strip()]
         tagged = lines and all(_TAGGED.match(line) for line in lines)
         wanted = prompts_by_language("\n".join(lines), "labels") if tagged else lines
-        ranked = self._service.classify(
+        ranked = self.service.classify(
             opened, wanted, language=spoken, templates=templates, multi_label=several
         )
         scores = dict(zip(ranked.labels, ranked.scores, strict=True))
@@ -93,7 +90,7 @@ class _Handler:
         lines = [line for line in as_text(labels, "labels").splitlines() if line.strip()][:100]
         plain = dict.fromkeys(line.split(":", 1)[-1].strip() for line in lines)
         wanted = known_tags([language, *(tags if isinstance(tags, list) else [])])
-        found = [self._service.versions_of(label, wanted) for label in plain]
+        found = [self.service.versions_of(label, wanted) for label in plain]
         everywhere = [tag for tag in wanted if found and all(tag in one for one in found)]
         if not everywhere:
             raise BadRequest(f"labels: {shorten(labels)} are no names of the model's; allowed its own names")
@@ -104,10 +101,11 @@ def _table(best: dict[str, Any], request: gr.Request) -> str:
     """Where labels were given in several languages: the best of each."""
     if len(best) < 2:
         return ""
-    rows = "".join(
-        f'<tr><th scope="row">{LANGUAGES[tag].endonym}</th><td dir="auto">{html.escape(one["label"])}</td>'
-        f"<td>{one['score']:.0%}</td></tr>"
+    rows = (
+        (
+            f'<th scope="row">{LANGUAGES[tag].endonym}</th>',
+            f'<td dir="auto">{html.escape(one["label"])}</td><td>{one["score"]:.0%}</td>',
+        )
         for tag, one in best.items()
     )
-    caption = html.escape(say("agreement", visitor_language(request)))
-    return f'<div class="ad-tables"><table><caption>{caption}</caption>{rows}</table></div>'
+    return f'<div class="ad-tables">{table(say("agreement", visitor_language(request)), rows)}</div>'

@@ -1,7 +1,7 @@
 """Compare languages: the same prompt in several, drawn from one seed; and a slider from one to another."""
 
-import html
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -21,6 +21,7 @@ from .handling import (
     known_tags,
     picture_file,
     stopped,
+    table,
 )
 from .i18n import EXAMPLES, say, text, visitor_language
 
@@ -35,14 +36,10 @@ def build(service: Any) -> None:
             tags = gr.CheckboxGroup(ENDONYMS, value=list(_FIRST), label=text("languages"))
             fill = gr.Button(text("fill_versions"), size="sm", visible=bool(service.info.covered))
             versions = gr.Textbox(
-                _lines({tag: EXAMPLES[tag][0] for tag in _FIRST if tag in EXAMPLES}),
-                label=text("versions"),
-                info=text("versions_help"),
-                lines=6,
-                max_lines=20,
-                elem_id="ad-versions",
+                _lines({tag: EXAMPLES[tag][0] for tag in _FIRST}), label=text("versions"),
+                info=text("versions_help"), lines=6, max_lines=20, elem_id="ad-versions",
                 elem_classes="ad-submits",
-            )
+            )  # fmt: skip
             with gr.Row():
                 seed = gr.Number(7, label=text("seed"), min_width=100)
                 steps = gr.Number(service.info.generation_defaults.steps, label=text("steps"), min_width=100)
@@ -57,15 +54,11 @@ def build(service: Any) -> None:
             )  # fmt: skip
             scores = gr.JSON(visible=False)
             tables = gr.HTML(elem_id="ad-tables")
-    fill.click(_Filler(service).fill, [prompt, tags], versions, preprocess=False, **HELPER)
+    fill.click(_Handler(service).fill, [prompt, tags], versions, preprocess=False, **HELPER)
     event = gr.on(
-        [run.click, versions.submit],
-        _Handler(service).compare,
-        [versions, seed, steps],
-        [grid, status, scores],
-        api_name="compare",
-        **RAW,
-    )
+        [run.click, versions.submit], _Handler(service).compare, [versions, seed, steps],
+        [grid, status, scores], api_name="compare", **RAW,
+    )  # fmt: skip
     event.success(_tables, scores, tables, **HELPER)
     mixing = _mixing(service, seed, steps)
     stop.click(stopped, None, status, cancels=[event, mixing], **HELPER)
@@ -75,7 +68,7 @@ def _mixing(service: Any, seed: gr.Number, steps: gr.Number) -> Any:
     with gr.Accordion(text("mix"), open=True, elem_id="ad-mix"), gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
             first = gr.Textbox(EXAMPLES["en"][0], label=text("mix_first"))
-            second = gr.Textbox(EXAMPLES["th" if "th" in EXAMPLES else "en"][-1], label=text("mix_second"))
+            second = gr.Textbox(EXAMPLES["th"][-1], label=text("mix_second"))
             share = gr.Slider(0, 1, 0.5, step=0.05, label=text("mix_share"), elem_id="ad-share")
             run = gr.Button(text("generate"), variant="primary", elem_id="ad-mix-run")
         with gr.Column(scale=6, min_width=320):
@@ -89,9 +82,9 @@ def _mixing(service: Any, seed: gr.Number, steps: gr.Number) -> Any:
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
 class _Handler:
-    def __init__(self, service: Any) -> None:
-        self._service = service
+    service: Any
 
     def compare(
         self, versions: str, seed: int = 7, steps: int | None = None, request: gr.Request | None = None
@@ -111,7 +104,7 @@ class _Handler:
                 raise BadRequest(f"versions: {shorten(tag)} twice; allowed one line for each language")
             prompts[tag] = found[0]
         asked = GenerateRequest.build(prompt=next(iter(prompts.values())), **given(seed=seed, steps=steps))
-        ticket = self._service.compare(prompts, asked)
+        ticket = self.service.compare(prompts, asked)
         for shown, result in followed(ticket, Teller(visitor_language(request))):
             if result is None:
                 yield gr.skip(), shown, gr.skip()
@@ -144,18 +137,13 @@ class _Handler:
         asked = GenerateRequest.build(
             prompt=first, mix=second, mix_share=share, **given(seed=seed, steps=steps)
         )
-        for shown, result in followed(self._service.generate(asked), Teller(visitor_language(request))):
+        for shown, result in followed(self.service.generate(asked), Teller(visitor_language(request))):
             files = gr.skip() if result is None else [picture_file(picture) for picture in result.pictures]
             yield files, shown
 
-
-class _Filler:
-    def __init__(self, service: Any) -> None:
-        self._service = service
-
     def fill(self, prompt: Any, tags: Any, request: gr.Request) -> str:
         """The prompt in other languages, where the model's own names are known."""
-        found = self._service.versions_of(as_text(prompt, "prompt"), known_tags(tags))
+        found = self.service.versions_of(as_text(prompt, "prompt"), known_tags(tags))
         if not found:
             raise gr.Error(say("versions_missing", visitor_language(request)), print_exception=False)
         return _lines(found)
@@ -167,22 +155,17 @@ def _lines(versions: dict[str, str]) -> str:
 
 def _tables(scores: dict[str, Any], request: gr.Request) -> str:
     """Cosines as tables that are coloured as well as written."""
-    tag = visitor_language(request)
-    tables = [
-        _table(say(key, tag), scores["languages"], scores[part])
-        for key, part in (("text_similarity", "texts"), ("picture_similarity", "pictures"))
-        if scores[part]
-    ]
-    return f'<div class="ad-tables">{"".join(tables)}</div>'
-
-
-def _table(caption: str, tags: list[str], rows: list[list[float]]) -> str:
-    head = "".join(f'<th scope="col" title="{LANGUAGES[tag].endonym}">{tag}</th>' for tag in tags)
-    body = "".join(
-        f'<tr><th scope="row" title="{LANGUAGES[tag].endonym}">{tag}</th>'
-        + "".join(f'<td style="--share:{max(0.0, value):.2f}">{value:.2f}</td>' for value in row)
-        + "</tr>"
-        for tag, row in zip(tags, rows, strict=True)
+    tag, tags = visitor_language(request), scores["languages"]
+    across, down = (
+        [f'<th scope="{scope}" title="{LANGUAGES[one].endonym}">{one}</th>' for one in tags]
+        for scope in ("col", "row")
     )
-    head = f"<caption>{html.escape(caption)}</caption><thead><tr><td></td>{head}</tr></thead>"
-    return f"<table>{head}<tbody>{body}</tbody></table>"
+    tables = []
+    for key, part in (("text_similarity", "texts"), ("picture_similarity", "pictures")):
+        rows = [
+            "".join(f'<td style="--share:{max(0.0, value):.2f}">{value:.2f}</td>' for value in row)
+            for row in scores[part]
+        ]
+        if rows:
+            tables.append(table(say(key, tag), zip(down, rows, strict=True), ["<td></td>", *across]))
+    return f'<div class="ad-tables">{"".join(tables)}</div>'

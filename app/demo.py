@@ -11,6 +11,7 @@ import gradio as gr
 
 from altdiffusion.requests import BadRequest, shorten
 from altdiffusion.serving import Busy, Closed
+from altdiffusion.serving.audience import Audience
 
 from . import classify_tab, compare_tab, generate_tab, read_tab, search_tab
 from .handling import ENDONYMS, HELPER
@@ -20,10 +21,20 @@ _LOG = logging.getLogger(__name__)
 
 
 class Page(gr.Blocks):
-    """Blocks that explain themselves: gradio answers all errors but its own with `{"error": null}`."""
+    """Blocks that explain themselves: gradio answers all errors but its own with `{"error": null}`.
+
+    They also end what nobody listens to.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.audience = Audience()
 
     async def process_api(self, block_fn: Any, inputs: list[Any], *args: Any, **more: Any) -> dict[str, Any]:
         tag = visitor_language(more.get("request"))
+        event, session = more.get("event_id"), more.get("session_hash")
+        if event is not None and not self.audience.waits_for(event, session):
+            raise gr.Error(say("cancelled", tag), print_exception=False)  # whoever comes later reads this
         try:
             _check(block_fn, inputs, more.get("iterator"))
             return await super().process_api(block_fn, inputs, *args, **more)
@@ -86,7 +97,7 @@ def _refuse_addresses(value: Any, depth: int = 0) -> None:
             _refuse_addresses(one, depth + 1)
 
 
-def build_demo(service: Any) -> gr.Blocks:
+def build_demo(service: Any) -> Page:
     """All of the page; nothing is loaded here, and nothing is drawn before somebody asks."""
     with Page(title="AltDiffusion", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
         with gr.Row(elem_id="ad-head"):
@@ -109,7 +120,8 @@ def build_demo(service: Any) -> gr.Blocks:
         gr.Markdown(text("model") + ": " + service.info.name, elem_id="ad-model")
         menu.input(None, menu, None, js=CHOOSE_JS)
         demo.load(_language, None, menu, **HELPER)
-    return demo.queue(api_open=False, max_size=64, default_concurrency_limit=40)
+    demo.queue(api_open=False, max_size=64, default_concurrency_limit=40)
+    return demo
 
 
 def _language(request: gr.Request) -> str:

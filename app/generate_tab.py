@@ -47,19 +47,14 @@ def build(service: Any, page: gr.Blocks) -> Parts:
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
             prompt = gr.Textbox(
-                label=text("prompt"),
-                placeholder=text("prompt_placeholder"),
-                lines=2,
-                max_lines=6,
-                autofocus=True,
-                elem_id="ad-prompt",
-                elem_classes="ad-submits",
-            )
+                label=text("prompt"), placeholder=text("prompt_placeholder"), lines=2, max_lines=6,
+                autofocus=True, elem_id="ad-prompt", elem_classes="ad-submits",
+            )  # fmt: skip
             with gr.Row():
                 run = gr.Button(text("generate"), variant="primary", elem_id="ad-generate", min_width=120)
                 stop = gr.Button(text("stop"), variant="stop", elem_id="ad-stop", min_width=120)
             gr.Examples(
-                [[EXAMPLES[tag][0]] for tag in LANGUAGES if tag in EXAMPLES],
+                [[EXAMPLES[tag][0]] for tag in LANGUAGES],
                 prompt,
                 label=text("examples"),
                 examples_per_page=18,
@@ -78,13 +73,9 @@ def build(service: Any, page: gr.Blocks) -> Parts:
     settings = {"prompt": prompt} | settings
     made = gr.State()
     event = gr.on(
-        [run.click, prompt.submit],
-        _Handler(service).generate,
-        [*settings.values(), start, strength],
-        [gallery, status, used, made],
-        api_name="generate",
-        **RAW,
-    )
+        [run.click, prompt.submit], _Handler(service).generate, [*settings.values(), start, strength],
+        [gallery, status, used, made], api_name="generate", **RAW,
+    )  # fmt: skip
     event.success(history.remember, [history.kept, made], [history.kept, history.view], **HELPER)
     history.wire(page, settings, random)
     stop.click(stopped, None, status, cancels=[event], **HELPER)
@@ -126,27 +117,19 @@ def _number(key: str, value: float, step: float = 1, info: Any = None) -> gr.Num
 def _start() -> tuple[ImageEditor, gr.Slider]:
     with gr.Accordion(text("image_to_image"), open=False, elem_id="ad-start"):
         start = gr.ImageEditor(
-            label=text("start_picture"),
-            placeholder=text("start_picture_help"),
-            sources=("upload", "clipboard"),
-            transforms=(),
-            layers=False,
-            format="png",
-            brush=gr.Brush(colors=["#e11d48"], color_mode="fixed"),
-            canvas_size=(512, 512),
-            height=420,
-            buttons=[],
-            elem_id="ad-editor",
-        )
+            label=text("start_picture"), placeholder=text("start_picture_help"), transforms=(), layers=False,
+            sources=("upload", "clipboard"), brush=gr.Brush(colors=["#e11d48"], color_mode="fixed"),
+            format="png", canvas_size=(512, 512), height=420, buttons=[], elem_id="ad-editor",
+        )  # fmt: skip
         gr.Markdown(text("mask_help"))
         strength = gr.Slider(0, 1, 0.8, step=0.05, label=text("strength"), info=text("strength_help"))
     start.accept_blobs = None  # type: ignore[method-assign]  # unbounded, and the page uploads files instead
     return start, strength
 
 
+@dataclass(frozen=True)
 class _Handler:
-    def __init__(self, service: Any) -> None:
-        self._service = service
+    service: Any
 
     def generate(
         self,
@@ -203,7 +186,7 @@ class _Handler:
         asked = GenerateRequest.build(prompt=prompt, **fields)
         if not asked.prompt:
             raise gr.Error(say("empty_prompt", tag), print_exception=False)
-        ticket = self._service.generate(asked, start=background, mask=mask)
+        ticket = self.service.generate(asked, start=background, mask=mask)
         for shown, result in followed(ticket, Teller(tag)):
             if result is None:
                 yield gr.skip(), shown, gr.skip(), gr.skip()

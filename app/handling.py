@@ -11,7 +11,7 @@ import io
 import math
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,13 @@ def data_uri(image: Image.Image, longest: int = 256) -> str:
     data = io.BytesIO()
     small.save(data, "WEBP", quality=80)
     return "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def table(caption: str, rows: Iterable[tuple[str, str]], head: Iterable[str] = ()) -> str:
+    """`rows` are a head and the cells after it, in HTML."""
+    body = "".join(f"<tr>{first}{cells}</tr>" for first, cells in rows)
+    head = f"<thead><tr>{''.join(head)}</tr></thead>" if head else ""
+    return f"<table><caption>{html.escape(caption)}</caption>{head}<tbody>{body}</tbody></table>"
 
 
 class Teller:

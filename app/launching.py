@@ -6,71 +6,32 @@ for each address.
 """
 
 import atexit
+import base64
 import contextlib
 import functools
-import importlib.util
-import ipaddress
 import os
+import re
+import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
+import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
-from altdiffusion.checkpoints import resolve
 from altdiffusion.requests import BadRequest, shorten
 from altdiffusion.serving import Service
-from altdiffusion.serving.guard import Guard
+from altdiffusion.serving.audience import Usher
+from altdiffusion.serving.guard import Door, Guard
+from altdiffusion.terminal import ended_at_once
+from altdiffusion.web import Options, check, is_loopback
 
 MAX_UPLOAD = 10 * 2**20
-
-
-@dataclass(frozen=True)
-class Options:
-    """What can be said on the command line; see docs/app.md."""
-
-    model: str | None = None
-    index: str | None = None
-    host: str = "127.0.0.1"
-    port: int | None = None
-    auth: str | None = None
-    root_path: str = ""
-    public_without_auth: bool = False
-    mcp: bool = False
-    open_browser: bool = False
-
-    @classmethod
-    def from_text(cls, port: str | None = None, **fields: Any) -> "Options":
-        if port is not None and not (port.isdecimal() and len(port) < 6 and 0 < int(port) < 65536):
-            raise BadRequest(f"port: {shorten(port)}; allowed a whole number from 1 to 65535")
-        return cls(port=None if port is None else int(port), **fields)
-
-
-def check(options: Options) -> tuple[str, str] | None:
-    """Refuses what would be unsafe or would fail later; returns user and password."""
-    if importlib.util.find_spec("gradio") is None:
-        raise BadRequest("app: gradio is missing; pip install 'altdiffusion[app]'")
-    if options.mcp and importlib.util.find_spec("mcp") is None:
-        raise BadRequest("mcp: the package mcp is missing; pip install 'altdiffusion[app]'")
-    user, colon, password = (options.auth or "").partition(":")
-    if options.auth is not None and not (user and colon and password):
-        raise BadRequest("auth: not USER:PASS; allowed a name, a colon and a password")
-    if not is_loopback(options.host) and not colon and not options.public_without_auth:
-        raise BadRequest(
-            f"host: {shorten(options.host)} lets others in; "
-            "allowed with --auth USER:PASS, or --public-without-auth"
-        )
-    return (user, password) if colon else None
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
+_LOST = 20  # seconds; a phone between two cells is back by then
 
 
 @functools.cache
@@ -86,15 +47,15 @@ def prepare_environment() -> Path:
 
 def serve(options: Options) -> None:
     """Loads the model beside the libraries of the page, opens the page, and waits for Ctrl-C."""
-    check(options)
-    resolve(options.model)
-    prepare_environment()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else nothing is cleaned up
-    with ThreadPoolExecutor(1) as pool:
-        loading = pool.submit(Service.load, options.model, index=options.index)
+    folder = prepare_environment()
+    # The page says so to who asked; a server's log is no place for what people write.
+    warnings.filterwarnings("ignore", r"\w+: too long by ", UserWarning)
+    with ended_at_once(lambda: shutil.rmtree(folder, ignore_errors=True)), ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(Service.load, options.model, **options.of_service())
         import gradio  # noqa: F401
 
         service = loading.result()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else nothing is cleaned up
     with contextlib.closing(service):
         launch(service, options).block_thread()
 
@@ -115,7 +76,10 @@ def launch(service: Any, options: Options) -> Any:
         root_path=options.root_path or None,
         inbrowser=options.open_browser,
         mcp_server=options.mcp,
-        app_kwargs={"middleware": _middleware(options), "routes": _routes(service)},
+        app_kwargs={
+            "middleware": _middleware(options, auth, demo.audience),
+            "routes": _routes(service, auth),
+        },
         i18n=translations(),
         theme=look.theme(),
         css=look.CSS,
@@ -135,6 +99,7 @@ def launch(service: Any, options: Options) -> Any:
         quiet=True,
         prevent_thread_lock=True,
     )
+    _notice_the_lost(demo.server)
     if options.mcp and not demo.mcp_server:
         demo.close()
         raise BadRequest(f"mcp: the server did not start ({shorten(demo.mcp_error)}); allowed without --mcp")
@@ -142,7 +107,18 @@ def launch(service: Any, options: Options) -> Any:
     return demo
 
 
-def _middleware(options: Options) -> list[Any]:
+def _notice_the_lost(server: Any) -> None:
+    """Connections whose other side is gone without a word end after `_LOST` seconds, and their drawings.
+
+    What is set where a server listens holds for the connections that it takes.
+    """
+    for one in server.servers:
+        for listening in one.sockets:
+            with contextlib.suppress(AttributeError, OSError):  # Linux alone has it
+                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _LOST * 1000)
+
+
+def _middleware(options: Options, auth: tuple[str, str] | None, audience: Any) -> list[Any]:
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -151,17 +127,42 @@ def _middleware(options: Options) -> list[Any]:
         # Else a page of somebody else's could reach it through a name that resolves to this machine.
         hosts = ["localhost", "127.0.0.1", "[::1]", "::1", options.host]
         found.append(Middleware(TrustedHostMiddleware, allowed_hosts=hosts))
-    return found
+    if auth is not None:
+        found.append(Middleware(Door, known=functools.partial(_is_known, auth)))
+    return [*found, Middleware(Usher, audience=audience, key_of=_whose_news)]
 
 
-def _routes(service: Any) -> list[Any]:
+def _whose_news(scope: dict[str, Any]) -> str | None:
+    """gradio's page and client fetch them by session, plain HTTP by event."""
+    found = _STREAM.fullmatch(scope["path"]) if scope["method"] == "GET" else None
+    query = parse_qs(scope["query_string"].decode("latin-1"))
+    return found and (found["event"] or query.get("session_hash", [""])[0])
+
+
+_STREAM = re.compile(r".*/gradio_api/(?:queue/data|call/(?:v2/)?[^/]+/(?P<event>[^/]+))")
+
+
+def _is_known(auth: tuple[str, str], scope: dict[str, Any]) -> bool:
+    """By the cookie that gradio gave at the login; or, as Prometheus and MCP do, by Basic authentication."""
+    from starlette.requests import Request
+
+    request, app = Request(scope), scope["app"]
+    cookies = (request.cookies.get(f"access-token{kind}-{app.cookie_id}") for kind in ("", "-unsecure"))
+    basic = "Basic " + base64.b64encode(":".join(auth).encode()).decode()
+    given = request.headers.get("authorization", "")
+    return any(one in app.tokens for one in cookies) or secrets.compare_digest(given.encode(), basic.encode())
+
+
+def _routes(service: Any, auth: tuple[str, str] | None) -> list[Any]:
     from starlette.requests import Request
     from starlette.responses import JSONResponse, PlainTextResponse, Response
     from starlette.routing import Route
 
     def healthz(request: Request) -> Response:
+        """Open to all, as load balancers ask; with a password it says no more than they need."""
         found = service.health()
-        return JSONResponse(found, 200 if found.get("status") == "ok" else 503)
+        told = found if auth is None else {"status": found["status"]}
+        return JSONResponse(told, 200 if found["status"] == "ok" else 503)
 
     def metrics(request: Request) -> Response:
         return PlainTextResponse(service.meters(), media_type="text/plain; version=0.0.4")

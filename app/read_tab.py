@@ -1,6 +1,7 @@
 """Read back: drop a picture, see how it was made, and take its settings over."""
 
 import html
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -50,9 +51,9 @@ def build(service: Any, tabs: gr.Tabs, settings: dict[str, Any], random: gr.Chec
     taken.success(lambda: gr.Tabs(selected="generate"), None, tabs, **HELPER)
 
 
+@dataclass(frozen=True)
 class _Handler:
-    def __init__(self, service: Any) -> None:
-        self._service = service
+    service: Any
 
     def read(self, picture: dict) -> dict:
         """Tell how a picture was made, from the note in its file: ours, or AUTOMATIC1111's.
@@ -63,13 +64,13 @@ class _Handler:
         if (path := upload_path(picture, "picture")) is None:
             raise BadRequest("picture: missing; allowed an uploaded picture")
         with open(path, "rb") as file:  # noqa: PTH123
-            return self._service.read(file.read()).to_dict()
+            return self.service.read(file.read()).to_dict()
 
     def reuse(self, made: Any, request: gr.Request) -> list[Any]:
         if not isinstance(made, dict):
             raise BadRequest("picture: missing; allowed an uploaded picture")
         gr.Info(say("settings_reused", visitor_language(request)))
-        return reused(made, self._service.info.generation_defaults)
+        return reused(made, self.service.info.generation_defaults)
 
 
 def _told(made: dict[str, Any], request: gr.Request) -> tuple[str, Any]:

@@ -1,5 +1,6 @@
 """Search: by text in any language, by a picture, or by both; and on from what was found."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -53,9 +54,9 @@ def build(service: Any, tabs: gr.Tabs, start: Any) -> None:
     used.success(lambda: gr.Tabs(selected="generate"), None, tabs, **HELPER)
 
 
+@dataclass(frozen=True)
 class _Handler:
-    def __init__(self, service: Any) -> None:
-        self._service = service
+    service: Any
 
     def search(
         self,
@@ -79,7 +80,7 @@ class _Handler:
             less: This, but less like that.
             count: Results at most.
         """
-        hits = self._service.search(
+        hits = self.service.search(
             as_text(text, "text"),
             image=uploaded(image, "image"),
             weight=weight,

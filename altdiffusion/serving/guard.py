@@ -5,6 +5,7 @@ Plain ASGI, for servers that take bodies of any size and send no such headers.
 
 import json
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from altdiffusion.requests import shorten
@@ -46,6 +47,32 @@ class Guard:
         refusal = (413, _TOO_LARGE) if exchange.too_large else refusal
         if refusal and not exchange.begun:
             await _refuse(send, *refusal)
+
+
+class Door:
+    """ASGI: strangers get what the page to log in is made of, and 401 for all else.
+
+    gradio asks for a password where data are read, but not for its descriptions, nor to stop a drawing.
+    """
+
+    def __init__(self, app: Any, known: Callable[[dict[str, Any]], bool]) -> None:
+        self._app, self._known = app, known
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        path = scope["path"].removeprefix(scope.get("root_path", "")) if "path" in scope else ""
+        if scope["type"] == "http" and not (path in _PORCH or path.startswith(_PARTS) or self._known(scope)):
+            return await _refuse(send, 401, "auth: not logged in; allowed after /login")
+        await self._app(scope, receive, send)
+
+
+#: The page to log in, what tells a load balancer or a search engine that nothing is here, and what gradio
+#: asks of itself as it starts.
+_PORCH = {
+    *("/", "/login", "/login/", "/logout", "/healthz", "/favicon.ico", "/robots.txt", "/manifest.json"),
+    *("/theme.css", "/gradio_api/theme.css", "/gradio_api/startup-events"),
+}
+#: Files of its script and style.
+_PARTS = ("/assets/", "/static/", "/svelte/")
 
 
 class _Exchange:

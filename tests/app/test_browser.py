@@ -37,7 +37,8 @@ PATIENCE = 60_000  # milliseconds; CI's cores are shared
 @pytest.fixture(scope="module")
 def app() -> Iterator[SimpleNamespace]:
     from altdiffusion.serving import Service
-    from app.launching import Options, launch
+    from altdiffusion.web import Options
+    from app.launching import launch
 
     with Service.load() as service, playwright.sync_playwright() as driver:
         service.search("a", k=1)  # the first one encodes the collection

@@ -27,7 +27,8 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(scope="module")
 def app() -> Iterator[SimpleNamespace]:
-    from app.launching import Options, launch
+    from altdiffusion.web import Options
+    from app.launching import launch
 
     painter = Painter()
     demo = launch(painter, Options())
@@ -299,6 +300,34 @@ def test_a_drawing_ends_within_two_steps_of_its_visitor(app: SimpleNamespace, wa
             assert painter.drawn <= drawn + 2
     finally:
         painter.pace = 0.0
+
+
+@pytest.mark.parametrize("way", ["call", "join"])
+def test_what_nobody_ever_listens_to_is_given_up(
+    app: SimpleNamespace, way: str, monkeypatch: pytest.MonkeyPatch
+):
+    """A program that never fetches its answer, and a tab that was closed as it asked."""
+    monkeypatch.setattr(app.demo.audience, "later" if way == "call" else "soon", 0.3)
+    monkeypatch.setattr(app.painter, "pace", 0.05)
+    data, closed, drawn = ["a", *with_value(1, 100)], app.painter.closed, app.painter.drawn
+    if way == "call":
+        app.http.post("/gradio_api/call/generate", json={"data": data})
+    else:
+        fn = next(i for i, one in app.demo.fns.items() if one.api_name == "generate")
+        asked = {"data": data, "fn_index": fn, "session_hash": "closed-as-it-asked"}
+        assert app.http.post("/gradio_api/queue/join", json=asked).status_code == 200
+    deadline = time.monotonic() + 10
+    while app.painter.closed == closed and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert app.painter.closed == closed + 1
+    assert app.painter.drawn - drawn < 20
+
+
+def test_what_was_drawn_before_somebody_listens_is_there(app: SimpleNamespace):
+    joined = app.http.post("/gradio_api/call/generate", json={"data": ["a", *REST]})
+    time.sleep(0.5)
+    told = app.http.get(f"/gradio_api/call/generate/{joined.json()['event_id']}").text
+    assert "event: complete" in told
 
 
 def test_folders_of_deleted_files_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

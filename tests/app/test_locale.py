@@ -18,7 +18,8 @@ pytestmark = pytest.mark.skipif(
 )
 TABS = ["generate", "compare", "search", "classify", "read"]
 PAGE = """if True:
-    from app.launching import Options, launch
+    from altdiffusion.web import Options
+    from app.launching import launch
     from tests.app.painter import Painter
 
     launch(Painter(), Options(port=PORT)).block_thread()"""

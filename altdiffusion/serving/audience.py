@@ -1,0 +1,64 @@
+"""Who hears the news of a drawing, where they are fetched apart from asking for it.
+
+gradio ends what somebody stops listening to, but draws to the end what nobody ever listens to: a tab that was
+closed as it asked, or a program that never fetches its answer.
+"""
+
+import math
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+_KNOWN = 4000  # sessions and events, the latest; twice as many as gradio keeps news of
+
+
+class Audience:
+    """Knows until when each event may go on without being heard. All in one thread, the server's loop."""
+
+    #: Seconds in which the page asks for its news, many times over.
+    soon = 5.0
+    #: Seconds for a person who types the second of two commands; what is drawn by then can still be fetched.
+    later = 30.0
+
+    def __init__(self) -> None:
+        self._until: OrderedDict[str, float] = OrderedDict()
+        self._open: Counter[str] = Counter()
+
+    def waits_for(self, event: str, session: str | None) -> bool:
+        """To be asked as an event begins, and at each of its news."""
+        alone = session is None or session == event
+        self._until.setdefault(event, time.monotonic() + (self.later if alone else self.soon))
+        while len(self._until) > _KNOWN:
+            self._until.popitem(last=False)
+        return max(self._until[event], self._until.get(session or event, 0)) > time.monotonic()
+
+    def arrives(self, key: str) -> None:
+        self._open[key] += 1
+        self._until[key] = math.inf
+
+    def leaves(self, key: str) -> None:
+        self._open[key] -= 1
+        if not self._open[key]:
+            del self._open[key]
+            self._until[key] = time.monotonic()
+
+
+class Usher:
+    """ASGI: tells an audience who comes to listen, and who goes.
+
+    `key_of` says of a request whose news it fetches, a session's or an event's; None where it fetches none.
+    """
+
+    def __init__(self, app: Any, audience: Audience, key_of: Callable[[dict[str, Any]], str | None]) -> None:
+        self._app, self._audience, self._key_of = app, audience, key_of
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        key = self._key_of(scope) if scope["type"] == "http" else None
+        if key is None:
+            return await self._app(scope, receive, send)
+        self._audience.arrives(key)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._audience.leaves(key)

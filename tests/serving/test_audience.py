@@ -1,0 +1,74 @@
+"""Until when a drawing goes on that nobody hears of."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from altdiffusion.serving import audience as module
+from altdiffusion.serving.audience import Audience, Usher
+
+
+class Clock:
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(module, "time", made)
+    return made
+
+
+def test_a_page_s_event_waits_shortly_and_a_program_s_longer(clock: Clock):
+    audience = Audience()
+    assert audience.waits_for("e1", "page") and audience.waits_for("e2", "e2")
+    clock.now += 6
+    assert not audience.waits_for("e1", "page")
+    assert audience.waits_for("e2", "e2")
+    clock.now += 25
+    assert not audience.waits_for("e2", "e2")
+
+
+def test_who_listens_is_waited_for_without_an_end_and_who_goes_is_not(clock: Clock):
+    audience = Audience()
+    audience.arrives("page")
+    audience.arrives("page")  # two tabs of one session
+    assert audience.waits_for("e1", "page")
+    clock.now += 1000
+    assert audience.waits_for("e1", "page")
+    audience.leaves("page")
+    assert audience.waits_for("e1", "page")
+    audience.leaves("page")
+    clock.now += 0.1
+    assert not audience.waits_for("e1", "page")
+    assert audience.waits_for("e2", "page")  # a new one, whose news nobody has had time to fetch
+
+
+def test_what_it_knows_is_bounded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "_KNOWN", 10)
+    audience = Audience()
+    for number in range(100):
+        assert audience.waits_for(f"e{number}", None)
+    assert len(audience._until) <= 10
+
+
+def test_the_usher_counts_who_listens_until_the_answer_ends():
+    audience, seen = Audience(), []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(dict(audience._open))
+        if scope["path"] == "/broken":
+            raise ConnectionResetError
+
+    usher = Usher(app, audience, lambda scope: scope["path"].strip("/") or None)
+    for path in ("/", "/a", "/broken"):
+        try:
+            asyncio.run(usher({"type": "http", "path": path}, None, None))
+        except ConnectionResetError:
+            seen.append("broken")
+    assert seen == [{}, {"a": 1}, {"broken": 1}, "broken"]
+    assert not audience._open
