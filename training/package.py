@@ -1,5 +1,5 @@
 """Packs trained stages into the folder that ships: fp16 shards, AltCLIP, card, licences, recipe, manifest,
-and the emoji with their names as a collection to search."""
+and the emoji with their names and vectors as a collection to search."""
 
 import json
 import math
@@ -17,6 +17,8 @@ from transformers import AltCLIPModel, AutoTokenizer, CLIPImageProcessor
 
 from altdiffusion import bundled
 from altdiffusion.languages import LANGUAGES
+from altdiffusion.model import AltCLIP
+from altdiffusion.serving.collection import NAMES, SHEET, Collection
 from training import export
 from training.config import parse
 from training.emoji import centred, draw, load_emoji
@@ -81,9 +83,10 @@ def package(config: PackageConfig) -> None:
     (aside / "README.md").write_text(model_card(card), encoding="utf-8")
     for name, source in LICENCES.items():
         shutil.copyfile(source, aside / name)
+    write_collection(aside)
+    Collection(aside / "collection").write_vectors(AltCLIP.from_pretrained(aside))
     for file in aside.rglob("*.safetensors"):
         file.chmod(0o644)  # they come out for their owner alone; whoever installs the package shall read them
-    write_collection(aside)
     bundled.write_manifest(aside)
     replace_folder(aside, config.output)
     export.upload(config.output, config.push_to_hub, "The emoji model")
@@ -101,14 +104,14 @@ def write_collection(folder: Path, side: int = 64) -> None:
     names = {tag: [of[c] for c in emoji.characters] for tag, of in emoji.names.items()}
     content = {"side": side, "characters": "".join(emoji.characters), "names": names}
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-    (place / "names.json").write_text(text + "\n", encoding="utf-8")
+    (place / NAMES).write_text(text + "\n", encoding="utf-8")
     columns = math.isqrt(len(emoji.characters) - 1) + 1
     rows = math.ceil(len(emoji.characters) / columns)
     sheet = Image.new("RGB", (columns * side, rows * side), "white")
     for number, character in enumerate(emoji.characters):
         corner = (number % columns * side, number // columns * side)
         sheet.paste(draw(centred(character), side), corner)
-    sheet.save(place / "sheet.webp", quality=80, method=6)
+    sheet.save(place / SHEET, quality=80, method=6)
 
 
 def replace_folder(new: Path, old: Path) -> None:
@@ -165,7 +168,7 @@ of them.
 
 Files: the folder opens with plain `diffusers` (`DiffusionPipeline.from_pretrained`), `altclip/` with plain
 `transformers` (`AltCLIPModel.from_pretrained`). The text tower is stored in both, so that each library finds
-it. `collection/` holds the emoji that the towers learnt, pictures and names, for the app to search.
+it. `collection/` holds the emoji that the towers learnt, for the app to search: pictures, names, vectors.
 
 ## Data
 

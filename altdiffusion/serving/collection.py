@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from altdiffusion import bundled
 from altdiffusion.images import ImageError, open_image
@@ -22,17 +24,23 @@ from altdiffusion.serving.news import Found
 if TYPE_CHECKING:
     from altdiffusion import AltCLIP, Hit
 
+NAMES, SHEET, VECTORS = "names.json", "sheet.webp", "vectors.safetensors"
 _FOLDER = bundled.FOLDER / "collection"
 _AT_ONCE = 32  # pictures that are encoded between two steps
 _SHOWN = 512  # pixels of the longer side of a picture that was found
 
 
 class Collection:
-    """Read when it is first asked. Its pictures are encoded before the first search, some at a time: all of
-    them take seconds, in which nobody else's drawing should stand still."""
+    """Read when it is first asked, from `folder`, or from the bundled model's.
 
-    def __init__(self) -> None:
-        content = json.loads((_FOLDER / "names.json").read_text(encoding="utf-8"))
+    Its pictures' vectors lie beside it, for the encoder that is named there. With another one the pictures
+    are encoded before the first search, some at a time: all of them take seconds, in which nobody else's
+    drawing should stand still.
+    """
+
+    def __init__(self, folder: Path = _FOLDER) -> None:
+        content = json.loads((folder / NAMES).read_text(encoding="utf-8"))
+        self._folder = folder
         self.characters: str = content["characters"]
         self.names: dict[str, list[str]] = content["names"]
         self._side: int = content["side"]
@@ -42,7 +50,7 @@ class Collection:
 
     @staticmethod
     def exists() -> bool:
-        return (_FOLDER / "names.json").is_file()
+        return (_FOLDER / NAMES).is_file()
 
     def versions(self, prompt: str, tags: Sequence[str]) -> dict[str, str]:
         """An emoji's name, or the emoji itself, in other languages; nothing where it is none of these."""
@@ -69,6 +77,8 @@ class Collection:
 
     def encode_some(self, clip: "AltCLIP") -> None:
         """The next of the pictures; after the last of them all is ready."""
+        if not self._rows and (shipped := self._shipped(clip)) is not None:
+            self._rows.append(shipped)
         first = sum(map(len, self._rows))
         numbers = range(first, min(first + _AT_ONCE, len(self.characters)))
         if numbers:
@@ -76,6 +86,20 @@ class Collection:
             self._rows.append(some.float().cpu().numpy())
         elif not self.ready:
             self._arrange(clip, np.concatenate(self._rows))
+
+    def write_vectors(self, clip: "AltCLIP") -> None:
+        """Encodes all pictures and puts their vectors beside them: float16, half a thousandth off at most."""
+        rows = clip.encode_image([self.picture(number) for number in range(len(self.characters))])
+        vectors = {"pictures": rows.float().cpu().numpy().astype(np.float16)}
+        save_file(vectors, self._folder / VECTORS, {"encoder": clip.fingerprint})
+
+    def _shipped(self, clip: "AltCLIP") -> np.ndarray | None:
+        """What `write_vectors` wrote, where it is there and of this encoder."""
+        if not (file := self._folder / VECTORS).is_file():
+            return None
+        with safe_open(file, "np") as stored:
+            known = (stored.metadata() or {}).get("encoder") == clip.fingerprint
+            return stored.get_tensor("pictures").astype(np.float32) if known else None
 
     def _arrange(self, clip: "AltCLIP", rows: np.ndarray) -> None:
         from altdiffusion.retrieval import asking
@@ -94,7 +118,7 @@ class Collection:
 
     @functools.cached_property
     def _sheet(self) -> Image.Image:
-        with Image.open(_FOLDER / "sheet.webp") as sheet:
+        with Image.open(self._folder / SHEET) as sheet:
             return sheet.convert("RGB")
 
     @functools.cached_property

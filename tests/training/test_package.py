@@ -6,6 +6,7 @@ import pytest
 
 from altdiffusion import AltCLIP, bundled
 from altdiffusion.pipelines import AltDiffusionPipeline
+from altdiffusion.serving.collection import Collection
 from tests.fakes import COVERED, tiny_altclip_folder, tiny_stock_pipeline
 from training import package
 
@@ -30,6 +31,9 @@ def test_what_is_packed_is_whole_and_opens_and_says_what_made_it(stages, tmp_pat
     pipeline = AltDiffusionPipeline.from_pretrained(out, device="cpu")
     assert pipeline.generation_defaults.steps == 20
     assert AltCLIP.from_pretrained(out / "altclip", device="cpu").dim == 16
+    collection = Collection(out / "collection")
+    collection.encode_some(AltCLIP.from_pretrained(out, device="cpu"))
+    assert collection.ready  # its vectors lie beside it
     card = bundled.card(out)
     assert set(card["covered"]) == set(COVERED) and list(card["recipe"]) == list(package.STAGES)
     assert not list(tmp_path.glob(".*"))
