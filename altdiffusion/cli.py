@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from altdiffusion.flags import COMMANDS
+from altdiffusion.flags import COMMANDS, Repeated
 from altdiffusion.flags import OWN as _OWN
 from altdiffusion.flags import Json as _Json
 from altdiffusion.flags import Model as _Model
@@ -23,6 +23,7 @@ from altdiffusion.flags import command as _command
 from altdiffusion.flags import flag as _flag
 from altdiffusion.requests import SCHEDULERS, BadRequest, shorten
 from altdiffusion.terminal import run
+from altdiffusion.web import app as _app
 
 
 @_command
@@ -41,6 +42,13 @@ def generate(
     size: Annotated[str | None, _flag("N|WxH", _OWN, "Pixels, multiples of 8.")] = None,
     scheduler: Annotated[str | None, _flag("NAME", _OWN, f"One of {', '.join(SCHEDULERS)}.")] = None,
     clip_skip: Annotated[str | None, _flag("N", "0", "Last layers of the text tower to leave out.")] = None,
+    weighting: Annotated[bool, _flag("", "", "Read (word:1.3) and word++ as weights.")] = False,
+    mix: Annotated[str | None, _flag("TEXT", "", "A second prompt, to draw what lies between.")] = None,
+    mix_share: Annotated[str | None, _flag("F", "0.5", "How far to go to --mix, up to 1.")] = None,
+    lora: Annotated[
+        Repeated, _flag("FILE[:F]", "", "A LoRA, and its strength (1). May be given several times.")
+    ] = (),
+    embedding: Annotated[Repeated, _flag("FILE", "", "Learned words. May be given several times.")] = (),
     from_: Annotated[
         str | None, _flag("PICTURE", "", "Repeat it; other flags change it.", name="from")
     ] = None,
@@ -70,7 +78,12 @@ def generate(
             "clip_skip": clip_skip,
             "image": image,
             "strength": strength,
+            "weighting": "true" if weighting else None,
+            "mix": mix,
+            "mix_share": mix_share,
         },
+        loras=lora,
+        embeddings=embedding,
         output=output,
         model=model,
         size=size,
@@ -97,6 +110,9 @@ def show(
         print(json.dumps(made, ensure_ascii=False))
         return
     versions = made.pop("versions", {})
+    for kind in ("loras", "embeddings"):
+        for one in made.pop(kind, ()):
+            made[f"{kind[:-1]} {one['name']}"] = f"strength {one['scale']:g}, SHA-256 {one['digest']}"
     made |= {f"{package} version": number for package, number in versions.items()}
     for name, value in made.items():
         print(f"{name.replace('_', ' ')}: {value}")
@@ -352,42 +368,7 @@ def search(
     commands.search(index, query, fields, only, model=model, sheet=sheet, as_json=as_json)
 
 
-@_command
-def app(
-    *,
-    model: _Model = None,
-    index: Annotated[str | None, _flag("INDEX", "the emoji", "What its search looks through.")] = None,
-    encoder: Annotated[
-        str | None, _flag("MODEL", "the model's own", "An AltCLIP to search and classify with.")
-    ] = None,
-    batch: Annotated[str | None, _flag("N", "4", "Pictures to draw together at most.")] = None,
-    max_waiting: Annotated[str | None, _flag("N", "32", "Requests that may wait.")] = None,
-    host: Annotated[str, _flag("HOST", "127.0.0.1", "Where to listen; 0.0.0.0 is everywhere.")] = "127.0.0.1",
-    port: Annotated[str | None, _flag("N", "7860 or the next", "The port.")] = None,
-    auth: Annotated[str | None, _flag("USER:PASS", "", "Ask visitors for these.")] = None,
-    public_without_auth: Annotated[bool, _flag("", "", "Let others in without --auth.")] = False,
-    root_path: Annotated[str, _flag("PATH", "", "Where a proxy puts the app.")] = "",
-    mcp: Annotated[bool, _flag("", "", "Also serve its actions to language models (MCP).")] = False,
-    open_browser: Annotated[bool, _flag("", "", "Open the page.")] = False,
-) -> None:
-    """Open the app: generate, compare languages, search and classify in a browser.
-
-    Prints its address on stderr; Ctrl-C ends it. Everything runs on this machine, offline too.
-    """
-    from altdiffusion.web import serve
-
-    places = {"host": host, "port": port, "auth": auth, "root_path": root_path}
-    serve(
-        model=model,
-        index=index,
-        encoder=encoder,
-        batch=batch,
-        max_waiting=max_waiting,
-        public_without_auth=public_without_auth,
-        mcp=mcp,
-        open_browser=open_browser,
-        **places,
-    )
+_command(_app)
 
 
 def _parse(argv: Sequence[str]) -> Callable[[], None]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from altdiffusion import additions
 from altdiffusion.images import (
     destination,
     file_stem,
@@ -44,6 +45,8 @@ def draw(
     languages: str | None = None,
     prompt_file: str | None = None,
     as_json: bool = False,
+    loras: Sequence[str] = (),
+    embeddings: Sequence[str] = (),
 ) -> None:
     """Checks all that can be, then loads the model, draws and saves. `flags` are fields of a request."""
     image = flags.get("image")
@@ -61,7 +64,11 @@ def draw(
     for request in requests:
         request.check_strength(request.image is not None)
     folder, file = destination(output)
-    pictures = _drawn(_model_of(made, model), requests, made)
+    added = [
+        additions.repeated(additions.chosen(texts, argument), additions.of(made, argument), argument)
+        for argument, texts in (("lora", loras), ("embedding", embeddings))
+    ]
+    pictures = _drawn(_model_of(made, model), requests, made, added)
     _save(pictures, folder, file, grid=grid, as_json=as_json)
 
 
@@ -85,7 +92,9 @@ def _fields(made: Provenance | None, image: str | None) -> dict[str, str]:
     """What a picture was made with, as texts, so that flags can be laid over it."""
     if made is None:
         return {}
-    left_out = {"image", "model", "fingerprint", "versions"} | ({"strength"} if image is None else set())
+    left_out = {"image", "model", "fingerprint", "loras", "embeddings", "versions"} | (
+        {"strength"} if image is None else set()
+    )
     return {name: str(value) for name, value in made.to_dict().items() if name not in left_out}
 
 
@@ -145,7 +154,10 @@ def _read_text(file: str) -> str:
 
 
 def _drawn(
-    model: str | None, requests: Sequence[GenerateRequest], made: Provenance | None
+    model: str | None,
+    requests: Sequence[GenerateRequest],
+    made: Provenance | None,
+    added: Sequence[Sequence[additions.Chosen]],
 ) -> Iterator["Picture"]:
     from altdiffusion.checkpoints import resolve
 
@@ -154,6 +166,7 @@ def _drawn(
     from altdiffusion.pipelines import AltDiffusionPipeline
 
     pipeline = AltDiffusionPipeline.from_pretrained(model)
+    additions.load(pipeline, *added)
     if made and made.fingerprint and not pipeline.fingerprint.startswith(made.fingerprint):
         warnings.warn(
             "from: the picture was made by a model with other weights; this one will differ", stacklevel=2

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from tyro.conf import arg
+from tyro.conf import UseAppendAction, arg
 from tyro.extras import SubcommandApp
 
 COMMANDS = SubcommandApp()
@@ -32,3 +32,5 @@ Model = Annotated[
     str | None, flag("MODEL", "the bundled one", "A folder, or a name on the Hugging Face hub.")
 ]
 Json = Annotated[bool, arg(name="json", help="Print JSON.", help_behavior_hint="")]
+#: A flag of one value that may be given again: words after it are not taken for more of them.
+Repeated = UseAppendAction[tuple[str, ...]]

@@ -376,8 +376,11 @@ def _provenance(pipeline: Any, order: Order) -> Callable[[int], Provenance]:
         image, mask = order.digests
         shared |= {"strength": request.strength, "image": image, "mask": mask}
     kind = type(pipeline.scheduler).__name__
+    loras, embeddings = pipeline.additions
     return lambda seed: Provenance(
         **shared,
+        loras=loras,
+        embeddings=embeddings,
         seed=seed,
         scheduler=request.scheduler or classes.get(kind, kind),
         model=model_name(pipeline.source),

@@ -17,7 +17,7 @@ from altdiffusion import backbone, bundled, cards, checkpoints, text_adapter
 from altdiffusion.checkpoints import ADAPTER
 from altdiffusion.model import AltCLIP
 from altdiffusion.prompting import Prompting
-from altdiffusion.requests import shorten
+from altdiffusion.requests import Addition, shorten
 from altdiffusion.runtime import choose_attention, choose_device, choose_dtype
 
 _CARD = """---
@@ -56,6 +56,8 @@ class _Conditioned(Prompting):
     _found: Path | None = None
     _altclip: "AltCLIP | None" = None
     _card: str = _CARD
+    #: LoRA and learned words that `altdiffusion.additions` laid over the model, for its pictures to tell.
+    additions: tuple[tuple[Addition, ...], tuple[Addition, ...]] = ((), ())
     #: What the UNet may take: so many latents, and a mask.
     _conditions: tuple[tuple[int, int], ...] = ((1, 0),)
 

@@ -219,6 +219,15 @@ def _describe(cls: type[BaseModel], error: ValidationError) -> str:
 
 
 @dataclass(frozen=True)
+class Addition:
+    """A LoRA or learned words that were laid over the model: the file's name, its SHA-256, its strength."""
+
+    name: str
+    digest: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
 class Provenance:
     """How a picture was made: with the same model on the same machine, enough to draw it again."""
 
@@ -244,6 +253,8 @@ class Provenance:
     model: str | None = None
     """`bundled`, a hub name, or the last part of a folder's name."""
     fingerprint: str | None = None
+    loras: tuple[Addition, ...] = ()
+    embeddings: tuple[Addition, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -251,7 +262,9 @@ class Provenance:
 
     def to_dict(self) -> dict[str, Any]:
         """Without the fields that say nothing."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value not in (None, {})}
+        return {
+            name: value for name, value in dataclasses.asdict(self).items() if value not in (None, {}, ())
+        }
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Provenance":
@@ -266,6 +279,11 @@ class Provenance:
         for name, value in values.items():
             if isinstance(value, str):
                 values[name] = clean_text(value, name)
+        for name in ("loras", "embeddings"):
+            values[name] = tuple(
+                Addition(clean_text(one.name, name), clean_text(one.digest, name), one.scale)
+                for one in values[name]
+            )
         values["versions"] = {
             clean_text(key, "versions"): clean_text(value, "versions")
             for key, value in found.versions.items()

@@ -8,12 +8,37 @@ import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from altdiffusion.checkpoints import resolve
+from altdiffusion.flags import Model, flag
 from altdiffusion.requests import BadRequest, shorten
 
 _NAME = "altdiffusion._app"
+
+
+def app(
+    *,
+    model: Model = None,
+    index: Annotated[str | None, flag("INDEX", "the emoji", "What its search looks through.")] = None,
+    encoder: Annotated[
+        str | None, flag("MODEL", "the model's own", "An AltCLIP to search and classify with.")
+    ] = None,
+    batch: Annotated[str | None, flag("N", "4", "Pictures to draw together at most.")] = None,
+    max_waiting: Annotated[str | None, flag("N", "32", "Requests that may wait.")] = None,
+    host: Annotated[str, flag("HOST", "127.0.0.1", "Where to listen; 0.0.0.0 is everywhere.")] = "127.0.0.1",
+    port: Annotated[str | None, flag("N", "7860 or the next", "The port.")] = None,
+    auth: Annotated[str | None, flag("USER:PASS", "", "Ask visitors for these.")] = None,
+    public_without_auth: Annotated[bool, flag("", "", "Let others in without --auth.")] = False,
+    root_path: Annotated[str, flag("PATH", "", "Where a proxy puts the app.")] = "",
+    mcp: Annotated[bool, flag("", "", "Also serve its actions to language models (MCP).")] = False,
+    open_browser: Annotated[bool, flag("", "", "Open the page.")] = False,
+) -> None:
+    """Open the app: generate, compare languages, search and classify in a browser.
+
+    Prints its address on stderr; Ctrl-C ends it. Everything runs on this machine, offline too.
+    """
+    fields = locals()
+    serve(Options.from_text(**fields))
 
 
 @dataclass(frozen=True)
@@ -92,9 +117,10 @@ def check_address(options: Options) -> None:
         raise BadRequest(f"{name}: {given} cannot be listened at ({error.strerror})") from None
 
 
-def serve(**fields: Any) -> None:
+def serve(options: Options) -> None:
     """Runs the app until it is interrupted."""
-    options = Options.from_text(**fields)
+    from altdiffusion.checkpoints import resolve
+
     check(options)
     check_address(options)
     resolve(options.model)
