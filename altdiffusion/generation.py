@@ -160,7 +160,7 @@ def draw_together(
         runner = _runner(pipeline, orders[0])
         most = batch_size or _batch_size(runner, first)
         embeds = [_conditioning(runner, order.request) for order in orders]
-        lost = [_left_out(runner, order.request) for order in orders]
+        lost = [runner.left_out(order.request.texts, bool(order.request.weighting)) for order in orders]
         batches = [tuple(rows[at : at + most]) for at in range(0, len(rows), most)]
         for number, places in enumerate(batches):
             step = watch and _step_callback(watch, runner, number, len(batches), places)
@@ -199,9 +199,9 @@ def _check_texts(pipeline: Any, request: GenerateRequest) -> None:
             f"clip_skip: {request.clip_skip}; allowed 0 to {layers - 1} of the text tower's {layers} layers"
         )
     if request.weighting:
-        for name in ("prompt", "negative_prompt", "mix"):
+        for name, text in request.texts.items():
             try:
-                prompts.parse(getattr(request, name) or "")
+                prompts.parse(text)
             except ValueError as error:
                 raise BadRequest(str(error).replace("prompt", name, 1)) from None
 
@@ -254,13 +254,6 @@ def _conditioning(
         share = request.mix_share
         positive = prompts.blend(torch.cat([positive, other]), [1 - share, share])
     return positive, negative
-
-
-def _left_out(runner: Any, request: GenerateRequest) -> tuple[str, ...]:
-    texts = {name: getattr(request, name) for name in ("prompt", "negative_prompt", "mix")}
-    weights = bool(request.weighting)
-    lines = (runner.left_out(name, text, weights=weights) for name, text in texts.items() if text)
-    return tuple(line for line in lines if line)
 
 
 def _together(embeds: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """What our pipelines do with prompts before the stock pipelines draw: the one part of them that is ours."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -88,10 +88,12 @@ class Prompting(_Stock):
         positive, negative = embeds.chunk(2)
         return positive, negative
 
-    def left_out(self, argument: str, text: str, *, weights: bool = False) -> str | None:
-        """A line on the end of a prompt that is cut off, as `embed_prompts` warns of; None where all fits."""
-        (text,) = self._with_vectors([text])
-        return self._lost(argument, prompts.parse(text).text if weights else text, self._length)
+    def left_out(self, texts: Mapping[str, str], weights: bool = False) -> tuple[str, ...]:
+        """A line for each text, by its argument's name, whose end `embed_prompts` would cut off."""
+        whole = self._with_vectors(list(texts.values()))
+        plain = [prompts.parse(text).text if weights else text for text in whole]
+        lost = [self._lost(name, text, self._length) for name, text in zip(texts, plain, strict=True)]
+        return tuple(line for line in lost if line)
 
     @classmethod
     def load_lora_into_text_encoder(

@@ -175,6 +175,12 @@ class GenerateRequest(BaseModel):
             raise BadRequest(f"mix_share: {self.mix_share} is for two prompts; give mix as well")
         return self
 
+    @property
+    def texts(self) -> dict[str, str]:
+        """What the text tower is to read, by the argument's name."""
+        texts = {"prompt": self.prompt, "negative_prompt": self.negative_prompt, "mix": self.mix}
+        return {name: text for name, text in texts.items() if text}
+
     def check_strength(self, picture: bool) -> None:
         """Refuses a strength where no picture is given, which may come apart from the request."""
         if "strength" in self.model_fields_set and not picture:
