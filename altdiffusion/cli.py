@@ -21,6 +21,7 @@ from altdiffusion.flags import Json as _Json
 from altdiffusion.flags import Model as _Model
 from altdiffusion.flags import command as _command
 from altdiffusion.flags import flag as _flag
+from altdiffusion.presets import PRESETS
 from altdiffusion.requests import SCHEDULERS, BadRequest, shorten
 from altdiffusion.terminal import run
 from altdiffusion.web import app as _app
@@ -35,12 +36,13 @@ def generate(
     output: Annotated[str, _flag("PATH", "this folder", "A folder that exists, or a .png file.", "-o")] = ".",
     model: _Model = None,
     seed: Annotated[str | None, _flag("N", "-1", "Same seed, same picture; -1 draws one.")] = None,
-    steps: Annotated[str | None, _flag("N", _OWN, "Steps from noise to picture.")] = None,
+    preset: Annotated[str | None, _flag("NAME", "default", f"One of {', '.join(PRESETS)}.")] = None,
+    steps: Annotated[str | None, _flag("N", "preset's", "Steps from noise to picture.")] = None,
     guidance_scale: Annotated[str | None, _flag("F", _OWN, "How closely to follow the prompt.")] = None,
     negative_prompt: Annotated[str | None, _flag("TEXT", "none", "What not to draw.")] = None,
     count: Annotated[str | None, _flag("N", "1", "Pictures to draw; number i has seed + i.")] = None,
     size: Annotated[str | None, _flag("N|WxH", _OWN, "Pixels, multiples of 8.")] = None,
-    scheduler: Annotated[str | None, _flag("NAME", _OWN, f"One of {', '.join(SCHEDULERS)}.")] = None,
+    scheduler: Annotated[str | None, _flag("NAME", "preset's", f"One of {', '.join(SCHEDULERS)}.")] = None,
     clip_skip: Annotated[str | None, _flag("N", "0", "Last layers of the text tower to leave out.")] = None,
     weighting: Annotated[bool, _flag("", "", "Read (word:1.3) and word++ as weights.")] = False,
     mix: Annotated[str | None, _flag("TEXT", "", "A second prompt, to draw what lies between.")] = None,
@@ -70,6 +72,7 @@ def generate(
         prompt,
         {
             "seed": seed,
+            "preset": preset,
             "steps": steps,
             "guidance_scale": guidance_scale,
             "negative_prompt": negative_prompt,

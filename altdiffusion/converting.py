@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from altdiffusion import __version__, bundled, cards, checkpoints, layouts, terminal
+from altdiffusion.presets import PRESETS
 from altdiffusion.requests import BadRequest, shorten
 
 #: What a text's feature is the first row of, and what conditions the UNet, by form (towers.py).
@@ -96,6 +97,7 @@ def _model_facts(model: str | None) -> dict[str, Any]:
         "fingerprint": _fingerprint(model, draws=found.draws),
         "languages": card.get("languages") or cards.languages(found.form, published) or None,
         "defaults": card.get("defaults"),
+        "presets": {name: preset.in_words() for name, preset in PRESETS.items()} if found.draws else None,
         "covered": card.get("covered"),
     }
 

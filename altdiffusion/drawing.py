@@ -4,7 +4,7 @@ import hashlib
 import json
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,8 @@ def draw(
     if image is not None:
         open_image(image)
     made = None if repeat is None else _made(repeat, image)
-    fields = _fields(made, image) | {name: text for name, text in flags.items() if text is not None}
+    given = {name: text for name, text in flags.items() if text is not None}
+    fields = ({"preset": "default"} if made is None else _fields(made, image, given)) | given
     if size is not None:
         fields |= dict(zip(("width", "height"), map(str, parse_size(size)), strict=True))
     grid = prompt_file is not None or languages is not None
@@ -88,13 +89,11 @@ def _digests(image: str) -> set[str]:
     return {hashlib.sha256(Path(image).read_bytes()).hexdigest(), pixels_digest(open_image(image))}
 
 
-def _fields(made: Provenance | None, image: str | None) -> dict[str, str]:
+def _fields(made: Provenance, image: str | None, flags: Container[str]) -> dict[str, str]:
     """What a picture was made with, as texts, so that flags can be laid over it."""
-    if made is None:
-        return {}
-    left_out = {"image", "model", "fingerprint", "loras", "embeddings", "versions"} | (
-        {"strength"} if image is None else set()
-    )
+    left_out = {"image", "model", "fingerprint", "loras", "embeddings", "versions"}
+    left_out |= {"strength"} if image is None else set()
+    left_out |= {"steps", "scheduler"} if "preset" in flags else set()  # which are the preset's
     return {name: str(value) for name, value in made.to_dict().items() if name not in left_out}
 
 

@@ -24,14 +24,11 @@ from torch import Tensor
 
 from altdiffusion import __version__, prompts
 from altdiffusion.images import open_image, pixels_digest, upright_rgb
+from altdiffusion.presets import PRESETS
 from altdiffusion.requests import MAX_SEED, SCHEDULERS, BadRequest, GenerateRequest, Provenance
+from altdiffusion.schedulers import scheduler_like
+from altdiffusion.shortcuts import shortened
 
-#: What a scheduler needs besides its class to be what its name says.
-_SCHEDULER_OPTIONS: dict[str, dict[str, Any]] = {
-    "dpm++": {"algorithm_type": "dpmsolver++"},
-    "dpm++-sde": {"algorithm_type": "sde-dpmsolver++"},
-    "pndm": {"skip_prk_steps": True},  # as Stable Diffusion does; the Runge-Kutta steps need a dozen more
-}
 _BATCH_PIXELS = 2**21  # of one call on an accelerator: eight pictures of 512 x 512
 _locks: "weakref.WeakKeyDictionary[Any, threading.Lock]" = weakref.WeakKeyDictionary()
 _locks_guard = threading.Lock()
@@ -66,7 +63,8 @@ class Order:
         kind = ("text", "image", "inpaint")[(self.start is not None) + (self.mask is not None)]
         strength = asked.strength if self.start else None
         return (
-            kind, asked.width, asked.height, asked.steps, asked.guidance_scale, asked.scheduler, strength,
+            kind, asked.width, asked.height, asked.preset, asked.steps, asked.guidance_scale, asked.scheduler,
+            strength,
         )  # fmt: skip
 
 
@@ -113,6 +111,8 @@ def prepare(
 ) -> Order:
     """Completes a request, opens and fits its pictures, and refuses what this model cannot draw."""
     request.check_strength(start is not None or request.image is not None)
+    if request.preset is not None:
+        pipeline.warn_of_preset(request.preset)
     request = complete(request, pipeline.generation_defaults)
     _check_texts(pipeline, request)
     digest = None
@@ -174,9 +174,14 @@ def draw_together(
 
 
 def complete(request: GenerateRequest, defaults: Any) -> GenerateRequest:
-    """The request with the model's defaults for what it leaves open, and with its seed drawn."""
-    names = ("steps", "guidance_scale", "width", "height", "scheduler")
-    open_fields = {name: getattr(defaults, name) for name in names if getattr(request, name) is None}
+    """The request with its preset's values, then the model's, for what it leaves open, and its seed drawn."""
+    preset = PRESETS[request.preset or "exact"]
+    values = {
+        "steps": preset.steps or defaults.steps,
+        "scheduler": preset.scheduler or defaults.scheduler,
+        **{name: getattr(defaults, name) for name in ("guidance_scale", "width", "height")},
+    }
+    open_fields = {name: value for name, value in values.items() if getattr(request, name) is None}
     return request.model_copy(update=open_fields).with_seed()
 
 
@@ -219,10 +224,7 @@ def _runner(pipeline: Any, order: Order) -> Any:
         runner = AltDiffusionInpaintPipeline.from_pipe(pipeline)
     else:
         runner = copy.copy(pipeline.to_image_to_image() if order.start else pipeline)
-    name = order.request.scheduler
-    scheduler_class = getattr(diffusers, SCHEDULERS[name]) if name else type(pipeline.scheduler)
-    options = _SCHEDULER_OPTIONS.get(name or "", {})
-    runner.scheduler = scheduler_class.from_config(pipeline.scheduler.config, **options)
+    runner.scheduler = scheduler_like(pipeline.scheduler, order.request.scheduler)
     runner.set_progress_bar_config(disable=True)
     return runner
 
@@ -326,13 +328,15 @@ def _draw(
     after_step: Callable[..., dict] | None,
 ) -> tuple[np.ndarray, list[bool]]:
     watching = {"callback_on_step_end_tensor_inputs": ["latents", "noise_pred"]} if after_step else {}
+    preset = PRESETS[request.preset or "exact"]
     try:
-        output = runner(
-            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-            callback_on_step_end=after_step,
-            **watching,
-            **arguments,
-        )
+        with shortened(runner, guided=preset.guided, reuse=preset.reuse):
+            output = runner(
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+                callback_on_step_end=after_step,
+                **watching,
+                **arguments,
+            )
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
             size = f"{request.width}x{request.height}"
@@ -362,7 +366,7 @@ def _provenance(pipeline: Any, order: Order) -> Callable[[int], Provenance]:
     request = order.request
     classes = {name: kind for kind, name in reversed(SCHEDULERS.items())}
     names = ("prompt", "negative_prompt", "steps", "guidance_scale", "width", "height", "language", "mix")
-    shared = {name: getattr(request, name) for name in names}
+    shared = {name: getattr(request, name) for name in (*names, "preset")}
     shared |= {"clip_skip": request.clip_skip or None, "weighting": request.weighting or None}
     shared["mix_share"] = request.mix_share if request.mix is not None else None
     if order.start is not None:

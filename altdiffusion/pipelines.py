@@ -4,7 +4,9 @@ Only what becomes of prompts is ours (`prompting`). The classes carry the stock 
 AutoPipeline finds its way between tasks and why what they save opens with plain diffusers.
 """
 
+import inspect
 import shutil
+import warnings
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -16,9 +18,12 @@ from diffusers import DiffusionPipeline, StableDiffusionImg2ImgPipeline, StableD
 from altdiffusion import backbone, bundled, cards, checkpoints, text_adapter
 from altdiffusion.checkpoints import ADAPTER
 from altdiffusion.model import AltCLIP
+from altdiffusion.presets import PRESETS
 from altdiffusion.prompting import Prompting
-from altdiffusion.requests import Addition, shorten
+from altdiffusion.requests import Addition, one_of, shorten
 from altdiffusion.runtime import choose_attention, choose_device, choose_dtype
+from altdiffusion.schedulers import scheduler_like
+from altdiffusion.shortcuts import shortened
 
 _CARD = """---
 library_name: diffusers
@@ -200,6 +205,38 @@ class _Conditioned(Prompting):
         if not (folder / "README.md").exists():
             (folder / "README.md").write_text(self._card, encoding="utf-8")
         bundled.write_manifest(folder)
+
+    def __call__(self, *arguments: Any, preset: str | None = None, **named: Any) -> Any:
+        """As the stock pipeline, which see; `preset` is one of `altdiffusion.presets.PRESETS`.
+
+        A preset brings scheduler, steps and what the last steps leave out; with it guidance and steps that
+        are not given are the model's own rather than diffusers' 7.5 and 50. Arguments given come first.
+        """
+        if preset is None:
+            return super().__call__(*arguments, **named)
+        chosen = PRESETS[one_of("preset", PRESETS, preset)]
+        self.warn_of_preset(preset)
+        parameters = inspect.signature(super().__call__).parameters
+        given = dict(zip(parameters, arguments, strict=False)) | named
+        given.setdefault("guidance_scale", self.generation_defaults.guidance_scale)
+        if given.get("timesteps") is None and given.get("sigmas") is None:
+            given.setdefault("num_inference_steps", chosen.steps or self.generation_defaults.steps)
+        own = self.scheduler
+        self.scheduler = scheduler_like(own, chosen.scheduler)
+        try:
+            with shortened(self, guided=chosen.guided, reuse=chosen.reuse):
+                return super().__call__(**given)
+        finally:
+            self.scheduler = own
+
+    def warn_of_preset(self, name: str) -> None:
+        """Says so where the figures that chose a preset are not of this model."""
+        if self.source is not None and PRESETS[name] != PRESETS["exact"]:
+            warnings.warn(
+                f"preset: {name!r} is chosen by the bundled model's pictures, and unproven with this model; "
+                "'exact' is the model's own way",
+                stacklevel=3,
+            )
 
     @property
     def source(self) -> str | PathLike | None:

@@ -10,7 +10,9 @@ import json
 import re
 import secrets
 import unicodedata
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import (
@@ -25,6 +27,7 @@ from pydantic import (
 )
 
 from altdiffusion.languages import language
+from altdiffusion.presets import PRESETS
 
 MAX_PROMPT_CHARACTERS = 2000
 MAX_SEED = 2**64 - 1
@@ -100,13 +103,14 @@ def parse_size(size: str | int) -> tuple[int, int]:
 _SIDE = "a multiple of 8 from 8 to 2048"
 
 
-def _scheduler(name: str) -> str:
+def one_of(argument: str, names: Collection[str], name: str) -> str:
+    """The one of `names` that was given, in whatever case."""
     known = name.strip().lower()
-    if known in SCHEDULERS:
+    if known in names:
         return known
-    near = difflib.get_close_matches(known[:40], SCHEDULERS, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(known[:40], names, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
-    raise BadRequest(f"scheduler: {shorten(name)} is not known; {hint}allowed {', '.join(SCHEDULERS)}")
+    raise BadRequest(f"{argument}: {shorten(name)} is not known; {hint}allowed {', '.join(names)}")
 
 
 def _image(path: str) -> str:
@@ -133,6 +137,11 @@ class GenerateRequest(BaseModel):
     ] = ""
     seed: Annotated[int, _whole(-1, MAX_SEED)] = -1
     """-1 draws one at random."""
+    preset: Annotated[
+        Annotated[str, AfterValidator(partial(one_of, "preset", PRESETS))] | None,
+        Field(description=", ".join(PRESETS)),
+    ] = None
+    """A named way to draw (altdiffusion.presets): what this request says itself comes first."""
     steps: Annotated[int | None, _whole(1, 1000)] = None
     guidance_scale: Annotated[
         float | None, Field(ge=0, le=50, allow_inf_nan=False, description="a number from 0 to 50")
@@ -141,7 +150,8 @@ class GenerateRequest(BaseModel):
     height: Side = None
     count: Annotated[int, _whole(1, 64)] = 1
     scheduler: Annotated[
-        Annotated[str, AfterValidator(_scheduler)] | None, Field(description=", ".join(SCHEDULERS))
+        Annotated[str, AfterValidator(partial(one_of, "scheduler", SCHEDULERS))] | None,
+        Field(description=", ".join(SCHEDULERS)),
     ] = None
     image: Annotated[
         Annotated[str, AfterValidator(_image)] | None, Field(description="the path of a picture")
@@ -240,6 +250,7 @@ class Provenance:
     prompt: str
     negative_prompt: str = ""
     seed: int | None = None
+    preset: str | None = None
     steps: int | None = None
     scheduler: str | None = None
     guidance_scale: float | None = None

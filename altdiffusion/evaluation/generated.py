@@ -116,7 +116,7 @@ def _is_drawn(file: Path, request: GenerateRequest, fingerprint: str) -> bool:
     except ImageError:
         return False
     names = ("prompt", "negative_prompt", "seed", "steps", "guidance_scale", "width", "height", "language")
-    wanted = {name: getattr(request, name) for name in names} | {"fingerprint": fingerprint}
+    wanted = {name: getattr(request, name) for name in (*names, "preset")} | {"fingerprint": fingerprint}
     if request.scheduler is not None:
         wanted["scheduler"] = request.scheduler
     return all(getattr(made, name) == value for name, value in wanted.items())

@@ -30,8 +30,8 @@ def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 @pytest.fixture
-def tiny(shared_folder: Path) -> tuple[str, str, str, str]:
-    return ("--model", str(shared_folder), "--steps", "2")
+def tiny(shared_folder: Path) -> tuple[str, ...]:
+    return ("--model", str(shared_folder), "--steps", "2", "--preset", "exact")
 
 
 @pytest.fixture

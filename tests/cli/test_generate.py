@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from altdiffusion.images import read_provenance
+from altdiffusion.presets import PRESETS
 from tests.cli.conftest import Run
 from tests.fakes import SENTENCES
 
@@ -203,3 +204,36 @@ def test_clip_skip_leaves_out_layers_and_is_told_as_a1111_counts_it(
         2,
         "clip_skip: 2; allowed 0 to 1 of the text tower's 2 layers\n",
     )
+
+
+def test_the_default_preset_is_noted_and_repeated(run: Run, shared_folder: Path, tmp_path: Path):
+    model = ("--model", str(shared_folder))
+    code, _, err = run("generate", "cat", "--seed", "7", "-o", "a.png", *model)
+    assert code == 0
+    assert err.startswith("warning: preset: 'default' is chosen by the bundled model's pictures")
+    made, default = read_provenance(tmp_path / "a.png"), PRESETS["default"]
+    assert (made.preset, made.steps, made.scheduler) == ("default", default.steps, default.scheduler)
+    run("generate", "--from", "a.png", "-o", "b.png", *model)
+    assert (tmp_path / "b.png").read_bytes() == (tmp_path / "a.png").read_bytes()
+
+
+def test_a_preset_takes_the_place_of_a_repeated_pictures_steps(run: Run, shared_folder: Path, tmp_path: Path):
+    model = ("--model", str(shared_folder))
+    run("generate", "cat", "--seed", "7", "--preset", "exact", "--scheduler", "ddim", "-o", "a.png", *model)
+    run("generate", "--from", "a.png", "--preset", "fast", "-o", "b.png", *model)
+    made, fast = read_provenance(tmp_path / "b.png"), PRESETS["fast"]
+    assert (made.seed, made.preset, made.steps, made.scheduler) == (7, "fast", fast.steps, fast.scheduler)
+
+
+def test_a_picture_without_a_preset_is_repeated_without_one(
+    run: Run, shared_folder: Path, shared_pipeline, tmp_path: Path
+):
+    from altdiffusion.generation import generate
+    from altdiffusion.images import save_png
+    from altdiffusion.requests import GenerateRequest
+
+    (picture,) = generate(shared_pipeline, GenerateRequest.build(prompt="cat", seed=7))
+    save_png(picture.image, tmp_path / "a.png", picture.provenance)
+    code, _, err = run("generate", "--from", "a.png", "-o", "b.png", "--model", str(shared_folder))
+    assert (code, err) == (0, "seed 7\n")
+    assert (tmp_path / "b.png").read_bytes() == (tmp_path / "a.png").read_bytes()
