@@ -25,7 +25,7 @@ def shortened(pipeline: Any, *, guided: float = 1.0, reuse: int = 1) -> Iterator
             stack.callback(pipeline.unet.register_forward_hook(steps.fill_in).remove)
         if reuse > 1:
             for module in _deep(pipeline.unet):
-                stack.enter_context(_replaced(module, steps.remembering(module)))
+                stack.enter_context(replaced(module, steps.remembering(module)))
         stack.callback(pipeline.unet.register_forward_pre_hook(steps.count, prepend=True).remove)
         yield
 
@@ -87,7 +87,7 @@ def _deep(unet: Any) -> list[nn.Module]:
 
 
 @contextmanager
-def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """`module` with another `forward`; accelerate keeps its own in the same place."""
     before = module.__dict__.get("forward")
     module.forward = forward

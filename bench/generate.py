@@ -1,0 +1,203 @@
+"""Times one 256 px picture on random models of the published shapes, diffusers' way and ours.
+
+    python -m bench.generate [--rounds 5] [--whole] [-o report.json] [--write]
+
+What the ways are: `bench/generate_ways.py`; one thread. A picture is text, so many UNet calls of each kind,
+and decoding: each is timed in short calls of the real pipelines that take turns, in an order that is reversed
+each round, and a figure is the median, in seconds of CPU time. `--whole` also draws one picture each way from
+beginning to end, to hold the sums against: some 15 minutes of CPU time more. Needs 7 GB of free memory.
+"""
+
+import argparse
+import gc
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from altdiffusion.presets import PRESETS
+from bench import generate_ways as ways
+from bench.report import RESULTS, replace_section
+
+MARKS = "<!-- generation -->", "<!-- /generation -->"
+PEER = "diffusers, fp32"
+#: Way: the precision of its models, and the preset. The peer's kinds of calls are those of `exact`.
+WAYS = {
+    PEER: ("fp32", "exact"),
+    "exact, fp32": ("fp32", "exact"),
+    "exact, bf16": ("bf16", "exact"),
+    "default, bf16": ("bf16", "default"),
+    "fast, bf16": ("bf16", "fast"),
+}
+#: What the design asks for: how many times as fast as the peer.
+TARGETS = {"exact, bf16": 1.8, "default, bf16": 6.0, "fast, bf16": 11.0}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+Seconds = dict[str, dict[str, float]]
+
+
+def medians(jobs: dict[str, Callable[[], dict[str, float]]], rounds: int, bar: tqdm) -> Seconds:
+    """Of each part of each job, after one round that is not counted."""
+    took: dict[str, list[dict[str, float]]] = {name: [] for name in jobs}
+    for number in range(rounds + 1):
+        for name in jobs if number % 2 else reversed(jobs):
+            bar.set_postfix_str(name)
+            took[name].append(jobs[name]())
+            bar.update()
+    return {
+        name: {part: statistics.median(one[part] for one in all_[1:]) for part in all_[0]}
+        for name, all_ in took.items()
+    }
+
+
+def text_seconds(shape: ways.Shape, rounds: int, bar: tqdm) -> tuple[dict[str, float], Any]:
+    """Of a prompt that is new and of the empty one, which ours remembers; and conditioning to draw with."""
+    tower, prompts = ways.peer_tower(shape, torch.float32), ways.words()
+    idle = ways.painters(ways.SHAPES["tiny"], torch.float32)
+    runners = {PEER: ways.peer(tower, idle), "fp32": ways.ours(ways.our_tower(tower), idle)}
+    runners["bf16"] = ways.ours(ways.our_tower(tower).to(torch.bfloat16), idle)
+
+    def encode(runner: Any) -> dict[str, float]:
+        prompt, began = next(prompts), time.process_time()
+        with torch.no_grad():
+            runner.encode_prompt(prompt, "cpu", 1, True)
+        return {"text": time.process_time() - began}
+
+    jobs = {name: lambda runner=runner: encode(runner) for name, runner in runners.items()}
+    seconds = medians(jobs, rounds, bar)
+    with torch.no_grad():
+        embeds = runners["fp32"].encode_prompt(next(prompts), "cpu", 1, True)
+    return {name: row["text"] for name, row in seconds.items()}, embeds
+
+
+def part_seconds(shape: ways.Shape, rounds: int, embeds: Any, bar: tqdm) -> Seconds:
+    """Of UNet calls and decoding."""
+    exact = ways.painters(shape, torch.float32)
+    runners = {"fp32": ways.ours(None, exact)}
+    runners["bf16"] = ways.ours(None, ways.painters(shape, torch.bfloat16))
+    peer = ways.peer(None, exact)
+    jobs: dict[str, Callable[[], dict[str, float]]] = {PEER: lambda: ways.one_step(peer, shape, embeds)}
+    for name, runner in runners.items():
+        given = tuple(each.to(PRECISIONS[name]) for each in embeds)
+        jobs[name] = lambda runner=runner, given=given: ways.every_kind_of_step(runner, shape, given)
+    return medians(jobs, rounds, bar)
+
+
+def whole_seconds(shape: ways.Shape, bar: tqdm) -> dict[str, float]:
+    """Of a picture from its prompt to its pixels, once each way: in bf16 when those in fp32 are drawn."""
+    tower, painters = ways.peer_tower(shape, torch.float32), ways.painters(shape, torch.float32)
+    runners = {PEER: ways.peer(tower, painters), "fp32": ways.ours(ways.our_tower(tower), painters)}
+    took = {}
+    for way, (precision, preset) in WAYS.items():
+        if precision == "bf16" and "bf16" not in runners:
+            runners = {"bf16": runners["fp32"].to(torch.bfloat16)}  # in place, and the peer's tower goes
+            tower = None
+            gc.collect()
+        runner = runners[PEER if way == PEER else precision]
+        named = {} if way == PEER else {"preset": preset}
+        bar.set_postfix_str(f"{way}, whole")
+        prompt, began = next(ways.words()), time.process_time()
+        runner(prompt, height=shape.pixels, width=shape.pixels, **named)
+        took[way] = time.process_time() - began
+        bar.update()
+    return took
+
+
+def summed(text: dict[str, float], parts: Seconds) -> list[dict[str, Any]]:
+    """A row for each way: what a picture comes to."""
+    rows = []
+    for way, (precision, name) in WAYS.items():
+        preset = PRESETS[name]
+        calls = ways.counts(preset, ways.calls_of(preset))
+        of = PEER if way == PEER else precision
+        unet = sum(number * parts[of][kind] for kind, number in calls.items() if number)
+        row = {"text": text[of], "unet": unet, "decode": parts[of][ways.DECODE]}
+        rows.append({"way": way, "calls": calls, **row, "sum": sum(row.values())})
+    return rows
+
+
+def measure(shape: str, rounds: int, *, whole: bool) -> dict[str, Any]:
+    started, sizes = time.perf_counter(), ways.SHAPES[shape]
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    with tqdm(disable=None, unit="call") as bar:
+        text, embeds = text_seconds(sizes, rounds, bar)
+        gc.collect()
+        parts = part_seconds(sizes, rounds, embeds, bar)
+        gc.collect()
+        drawn = whole_seconds(sizes, bar) if whole else {}
+    rows = [row | ({"whole": drawn[row["way"]]} if whole else {}) for row in summed(text, parts)]
+    made = {
+        "commit": commit.stdout.strip(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} CPU thread",
+        **{name: version(name) for name in ("torch", "diffusers", "transformers")},
+        "minutes": round((time.perf_counter() - started) / 60, 1),
+    }
+    return {"shape": shape, "rounds": rounds, "parts": parts, "rows": rows, "made with": made}
+
+
+def table(report: dict[str, Any]) -> str:
+    lines = [
+        "| one part | s, fp32 | s, bf16 | fp32 / bf16 |",
+        "|---|---|---|---|",
+    ]
+    exact, rounded = (report["parts"][name] for name in PRECISIONS)
+    for part, seconds in exact.items():
+        lines.append(f"| {part} | {seconds:.3f} | {rounded[part]:.3f} | {seconds / rounded[part]:.2f} |")
+    lines += [
+        "",
+        "| way | UNet calls: guided, shallow, unguided, shallow | text | UNet | decode | s a picture "
+        "| times as fast | whole, s | times as fast |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    peer = report["rows"][0]
+    targets = TARGETS if report["shape"] == "published" else {}
+    for row in report["rows"]:
+        wanted = f" (wanted: {targets[row['way']]:g})" if row["way"] in targets else ""
+        cells = [row["way"], ", ".join(map(str, row["calls"].values()))]
+        cells += [f"{row[name]:.2f}" for name in ("text", "unet", "decode", "sum")]
+        cells.append(f"{peer['sum'] / row['sum']:.2f}{wanted}")
+        drawn = "whole" in row
+        cells += [f"{row['whole']:.1f}", f"{peer['whole'] / row['whole']:.2f}"] if drawn else ["", ""]
+        lines.append(f"| {' | '.join(cells)} |")
+    made = report["made with"]
+    lines += [
+        "",
+        f"- `{report['command']}`, {report['rounds']} rounds, commit {made['commit']}, {made['machine']}, "
+        f"torch {made['torch']}, diffusers {made['diffusers']}, {made['minutes']} minutes",
+    ]
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", choices=ways.SHAPES, default="published")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--whole", action="store_true", help="also draw one picture each way")
+    parser.add_argument("-o", "--output", type=Path, help="report as JSON")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/results.md")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    report = measure(arguments.shape, arguments.rounds, whole=arguments.whole)
+    report["command"] = " ".join(["python -m bench.generate", *sys.argv[1:]])
+    print(table(report))
+    if arguments.output:
+        arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if arguments.write:
+        text = RESULTS.read_text(encoding="utf-8")
+        RESULTS.write_text(replace_section(text, table(report), MARKS), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
