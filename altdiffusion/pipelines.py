@@ -7,6 +7,8 @@ AutoPipeline finds its way between tasks and why what they save opens with plain
 import inspect
 import shutil
 import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -17,6 +19,7 @@ from diffusers import DiffusionPipeline, StableDiffusionImg2ImgPipeline, StableD
 
 from altdiffusion import backbone, bundled, cards, checkpoints, text_adapter
 from altdiffusion.checkpoints import ADAPTER
+from altdiffusion.keys import has_keys, keys_once
 from altdiffusion.model import AltCLIP
 from altdiffusion.presets import PRESETS
 from altdiffusion.prompting import Prompting
@@ -63,6 +66,8 @@ class _Conditioned(Prompting):
     _card: str = _CARD
     #: LoRA and learned words that `altdiffusion.additions` laid over the model, for its pictures to tell.
     additions: tuple[tuple[Addition, ...], tuple[Addition, ...]] = ((), ())
+    #: Whether cross-attention leaves out the padding of prompts (`altdiffusion.keys`): unasked, on a CPU.
+    compact_keys: bool | None = None
     #: What the UNet may take: so many latents, and a mask.
     _conditions: tuple[tuple[int, int], ...] = ((1, 0),)
 
@@ -181,6 +186,7 @@ class _Conditioned(Prompting):
             "_found",
             "_altclip",
             "_card",
+            "compact_keys",
             "_progress_bar_config",
         ):
             if hasattr(pipeline, name):
@@ -212,8 +218,13 @@ class _Conditioned(Prompting):
         A preset brings scheduler, steps and what the last steps leave out; with it guidance and steps that
         are not given are the model's own rather than diffusers' 7.5 and 50. Arguments given come first.
         """
-        if preset is None:
-            return super().__call__(*arguments, **named)
+        once = self.device.type == "cpu" if self.compact_keys is None else self.compact_keys
+        with keys_once(self.unet) if once and has_keys(self.unet) else nullcontext():
+            if preset is None:
+                return super().__call__(*arguments, **named)
+            return self._call_by_preset(preset, arguments, named)
+
+    def _call_by_preset(self, preset: str, arguments: Sequence[Any], named: dict[str, Any]) -> Any:
         chosen = PRESETS[one_of("preset", PRESETS, preset)]
         self.warn_of_preset(preset)
         parameters = inspect.signature(super().__call__).parameters

@@ -37,6 +37,7 @@ class _Steps:
         self.pipeline, self.guided, self.reuse = pipeline, guided, reuse
         self.number = -1
         self.halved = False
+        self.words: tuple[Any, Any] | None = None
         self.remembered: dict[nn.Module, Any] = {}
 
     def count(self, unet: nn.Module, arguments: Any) -> None:
@@ -55,7 +56,12 @@ class _Steps:
         if not self.halved:
             self.remembered = _second_half(self.remembered, rows)
         self.halved = True
-        return _second_half(arguments, rows), _second_half(named, rows)
+        halves = _second_half(named, rows)
+        if (words := named.get("encoder_hidden_states")) is not None:
+            if self.words is None or self.words[0] is not words:
+                self.words = words, halves["encoder_hidden_states"]
+            halves["encoder_hidden_states"] = self.words[1]  # one tensor for all steps, for `keys`
+        return _second_half(arguments, rows), halves
 
     def fill_in(self, unet: nn.Module, arguments: Any, output: Any) -> Any:
         """Both halves alike: guidance between them, of whatever scale, changes nothing."""
