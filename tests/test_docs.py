@@ -17,6 +17,7 @@ from tests.test_readme import ROOT, blocks
 @pytest.mark.filterwarnings(
     "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
 )  # peft asks for it
+@pytest.mark.filterwarnings("ignore:preset. .* is chosen by the bundled model")
 def test_the_page_on_pipelines_is_right(shared_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").symlink_to(shared_folder)
