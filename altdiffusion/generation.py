@@ -112,7 +112,7 @@ def prepare(
     """Completes a request, opens and fits its pictures, and refuses what this model cannot draw."""
     request.check_strength(start is not None or request.image is not None)
     if request.preset is not None:
-        pipeline.warn_of_preset(request.preset)
+        pipeline.check_preset(request.preset)
     request = complete(request, pipeline.generation_defaults)
     _check_texts(pipeline, request)
     digest = None

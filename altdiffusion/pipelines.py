@@ -23,7 +23,7 @@ from altdiffusion.keys import has_keys, keys_once
 from altdiffusion.model import AltCLIP
 from altdiffusion.presets import PRESETS
 from altdiffusion.prompting import Prompting
-from altdiffusion.requests import Addition, one_of, shorten
+from altdiffusion.requests import Addition, BadRequest, one_of, shorten
 from altdiffusion.runtime import choose_attention, choose_device, choose_dtype
 from altdiffusion.schedulers import scheduler_like
 from altdiffusion.shortcuts import shortened
@@ -226,7 +226,7 @@ class _Conditioned(Prompting):
 
     def _call_by_preset(self, preset: str, arguments: Sequence[Any], named: dict[str, Any]) -> Any:
         chosen = PRESETS[one_of("preset", PRESETS, preset)]
-        self.warn_of_preset(preset)
+        self.check_preset(preset)
         parameters = inspect.signature(super().__call__).parameters
         given = dict(zip(parameters, arguments, strict=False)) | named
         given.setdefault("guidance_scale", self.generation_defaults.guidance_scale)
@@ -240,8 +240,11 @@ class _Conditioned(Prompting):
         finally:
             self.scheduler = own
 
-    def warn_of_preset(self, name: str) -> None:
-        """Says so where the figures that chose a preset are not of this model."""
+    def check_preset(self, name: str) -> None:
+        """Refuses what this UNet cannot do, and says where a preset was chosen by another one."""
+        if PRESETS[name].reuse > 1 and not hasattr(self.unet, "up_blocks"):
+            able = ", ".join(other for other, preset in PRESETS.items() if preset.reuse == 1)
+            raise BadRequest(f"preset: {name!r} needs a UNet that torch runs; allowed here {able}")
         if self.source is not None and PRESETS[name] != PRESETS["exact"]:
             warnings.warn(
                 f"preset: {name!r} is chosen by the bundled model's pictures, and unproven with this model; "

@@ -21,13 +21,12 @@ class Preset:
     (DeepCache, Ma et al. 2023); 1 is always."""
 
     def in_words(self) -> str:
-        parts = [
-            self.scheduler or "the model's own scheduler",
-            f"{self.steps or 'its own'} steps",
-            f"guided for the first {self.guided:.0%} of them" if self.guided < 1 else "",
-            f"deep features every {self.reuse} steps" if self.reuse > 1 else "",
-        ]
-        return ", ".join(part for part in parts if part)
+        """Without commas, so that it can stand in a list."""
+        guided = f" guided for the first {self.guided:.0%}" if self.guided < 1 else ""
+        reuse = f" with deep features every {self.reuse}" if self.reuse > 1 else ""
+        steps = f"{self.steps} steps" if self.steps else "its own number of steps"
+        scheduler = self.scheduler or "the model's own scheduler"
+        return f"{scheduler} in {steps}{guided}{reuse}"
 
 
 #: Chosen by the pictures of the bundled model (`python -m bench.presets`, docs/results.md).

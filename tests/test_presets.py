@@ -223,6 +223,28 @@ def test_a_preset_says_where_it_is_unproven(pipeline):
     prepare(pipeline, GenerateRequest.build(prompt="a", preset="exact"))  # a warning is an error here
 
 
+def test_a_unet_without_blocks_draws_by_all_presets_that_leave_them_whole(pipeline):
+    class Wrapped(torch.nn.Module):
+        """As a runtime other than torch has it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.config = [pipeline.unet], pipeline.unet.config
+            self.dtype, self.device = torch.float32, torch.device("cpu")
+
+        def forward(self, *arguments, **named):
+            return self.inner[0](*arguments, **named)
+
+    runner = AltDiffusionPipeline.from_pipe(pipeline, unet=Wrapped())
+    runner.set_progress_bar_config(disable=True)
+    with pytest.raises(BadRequest, match=r"^preset: 'fast' needs a UNet that torch .* here exact, default"):
+        prepare(runner, GenerateRequest.build(prompt="a", preset="fast"))
+    expected, found = (latents(one, preset="exact") for one in (pipeline, runner))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    with shortened(runner, guided=0.7):
+        assert calls(pipeline.unet.conv_in, lambda: latents(runner)) == [4] * 5 + [2] * 2
+
+
 def test_unknown_names_are_refused_with_the_known_ones(pipeline):
     with pytest.raises(
         BadRequest, match=r"^preset: 'fats' is not known; did you mean 'fast'\? allowed exact"

@@ -67,8 +67,10 @@ def test_info_says_what_a_published_checkpoint_is(
     assert len(facts["languages"]) == {"BAAI/AltCLIP-m9": 9}.get(published_as, 18 if form == "m18" else 2)
     assert facts["licence"] == "creativeml-openrail-m"
     assert ("unet" in facts["parameters"]) == (layout in "BCD")
+    assert (facts["presets"] is not None) == (layout in "BCD")
 
 
 def test_info_for_people_names_the_covered_emoji(run: Run, shared_folder: Path):
     out = run("info", str(shared_folder))[1]
     assert f"covered: {len(COVERED)}: {' '.join(COVERED)}\n" in out
+    assert "presets: exact the model's own scheduler in its own number of steps, default unipc in 15" in out
