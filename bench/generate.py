@@ -34,6 +34,8 @@ PEER = "diffusers, fp32"
 WAYS = {
     PEER: ("fp32", "exact"),
     "exact, fp32": ("fp32", "exact"),
+    "default, fp32": ("fp32", "default"),
+    "fast, fp32": ("fp32", "fast"),
     "exact, bf16": ("bf16", "exact"),
     "default, bf16": ("bf16", "default"),
     "fast, bf16": ("bf16", "fast"),
@@ -111,6 +113,18 @@ def whole_seconds(shape: ways.Shape, bar: tqdm) -> dict[str, float]:
     return took
 
 
+def peak_gflops(rounds: int) -> dict[str, float]:
+    """What one thread here multiplies in a second: the best of matrices of 2048 x 2048, in both formats."""
+    best = dict.fromkeys(PRECISIONS, 0.0)
+    for _ in range(rounds + 1):
+        for name, dtype in PRECISIONS.items():
+            matrix = torch.randn(2048, 2048).to(dtype)
+            began = time.process_time()
+            matrix @ matrix
+            best[name] = max(best[name], 2 * 2048**3 / (time.process_time() - began) / 1e9)
+    return best
+
+
 def summed(text: dict[str, float], parts: Seconds) -> list[dict[str, Any]]:
     """A row for each way: what a picture comes to."""
     rows = []
@@ -135,6 +149,11 @@ def measure(shape: str, rounds: int, *, whole: bool) -> dict[str, Any]:
         parts = part_seconds(sizes, rounds, embeds, bar)
         gc.collect()
         drawn = whole_seconds(sizes, bar) if whole else {}
+    peaks, flops = peak_gflops(rounds), ways.guided_flops(sizes)
+    limits = {
+        name: {"peak": peak, "share": flops / parts[name]["guided"] / 1e9 / peak}
+        for name, peak in peaks.items()
+    }
     rows = [row | ({"whole": drawn[row["way"]]} if whole else {}) for row in summed(text, parts)]
     made = {
         "commit": commit.stdout.strip(),
@@ -142,7 +161,8 @@ def measure(shape: str, rounds: int, *, whole: bool) -> dict[str, Any]:
         **{name: version(name) for name in ("torch", "diffusers", "transformers")},
         "minutes": round((time.perf_counter() - started) / 60, 1),
     }
-    return {"shape": shape, "rounds": rounds, "parts": parts, "rows": rows, "made with": made}
+    report = {"shape": shape, "rounds": rounds, "parts": parts, "rows": rows, "limits": limits}
+    return report | {"guided GFLOP": flops / 1e9, "made with": made}
 
 
 def table(report: dict[str, Any]) -> str:
@@ -153,6 +173,11 @@ def table(report: dict[str, Any]) -> str:
     exact, rounded = (report["parts"][name] for name in PRECISIONS)
     for part, seconds in exact.items():
         lines.append(f"| {part} | {seconds:.3f} | {rounded[part]:.3f} | {seconds / rounded[part]:.2f} |")
+    limits = "; ".join(
+        f"{name} {limit['peak']:.0f} GFLOP/s, of which a guided call has {limit['share']:.2f}"
+        for name, limit in report["limits"].items()
+    )
+    lines += ["", f"The most that this core multiplies (matrices of 2048 x 2048): {limits}."]
     lines += [
         "",
         "| way | UNet calls: guided, shallow, unguided, shallow | text | UNet | decode | s a picture "

@@ -18,6 +18,7 @@ from diffusers.pipelines.deprecated.alt_diffusion.modeling_roberta_series import
     RobertaSeriesModelWithTransformation,
 )
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AltCLIPTextConfig, AltCLIPTextModel
 
 from altdiffusion import AltDiffusionPipeline, towers
@@ -161,6 +162,20 @@ def _short_call(runner: Any, shape: Shape, embeds: Any, steps: int) -> list[floa
     with timed(runner.unet) as calls, timed(runner.vae.decoder) as decoded:
         runner(prompt_embeds=positive, negative_prompt_embeds=negative, output_type="np", **arguments)
     return [*calls, *decoded]
+
+
+def guided_flops(shape: Shape) -> float:
+    """Floating point operations of a guided UNet call, two for each multiplication and addition."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**shape.unet).eval()
+        side = shape.pixels // 8
+        latents, states = (
+            torch.empty(2, 4, side, side),
+            torch.empty(2, MAX_LENGTH, unet.config.cross_attention_dim),
+        )
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            unet(latents, torch.tensor(1), states)
+    return float(counter.get_total_flops())
 
 
 def counts(preset: Preset, calls: int) -> dict[str, int]:
