@@ -7,6 +7,8 @@ at where they come from, and so holds for weighted, mixed, negative and long pro
 """
 
 import math
+import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -20,6 +22,8 @@ from altdiffusion.shortcuts import replaced
 
 #: Kernels want masks in such rows, on GPUs above all; what is added is padding too, and counts as itself.
 _MULTIPLE = 8
+_active: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+_guard = threading.Lock()
 
 
 @contextmanager
@@ -28,17 +32,23 @@ def keys_once(unet: nn.Module) -> Iterator[None]:
 
     For drawing, without gradients. Exact to rounding: 5e-6 of float32.
     """
+    with _guard:
+        taken = unet in _active  # by a call of another thread, which does it for both while it lasts
+        _active.add(unet)
+    if taken:
+        yield
+        return
     compacted = _Once(compact_keys)
     with ExitStack() as stack:
+        stack.callback(_active.discard, unet)
         for module in unet.modules():
             if not isinstance(module, Attention) or not module.is_cross_attention:
                 continue
             stack.callback(module.register_forward_pre_hook(_Compacting(compacted), with_kwargs=True).remove)
             for name in ("to_k", "to_v", "to_kv"):
                 if (layer := getattr(module, name, None)) is not None:
-                    stack.enter_context(
-                        replaced(layer, _Once(layer.forward, lambda layer=layer: _state(layer)))
-                    )
+                    once = _Once(layer.forward, lambda layer=layer: _state(layer))
+                    stack.enter_context(replaced(layer, once))
         yield
 
 
@@ -72,15 +82,14 @@ class _Once:
 
     def __init__(self, function: Callable[[Tensor], Any], state: Callable[[], Any] = lambda: None) -> None:
         self.function, self.state = function, state
-        self.seen: Tensor | None = None
-        self.then: Any = None
-        self.value: Any = None
+        self.entry: tuple[Tensor, Any, Any] | None = None
 
     def __call__(self, tensor: Tensor) -> Any:
         now = (_version(tensor), self.state())
-        if self.seen is not tensor or self.then != now:
-            self.seen, self.then, self.value = tensor, now, self.function(tensor)
-        return self.value
+        entry = self.entry  # replaced whole: other threads may be at it
+        if entry is None or entry[0] is not tensor or entry[1] != now:
+            self.entry = entry = (tensor, now, self.function(tensor))
+        return entry[2]
 
 
 def _version(tensor: Tensor) -> int | None:

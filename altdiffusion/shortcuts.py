@@ -4,6 +4,8 @@ Both work on the UNet's own modules for the time of one call, so that every stoc
 LoRA, masks, ControlNets and callbacks as ever, and nothing of a pipeline's state is touched.
 """
 
+import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -11,15 +13,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_locks: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKeyDictionary()
+_locks_guard = threading.Lock()
+
 
 @contextmanager
 def shortened(pipeline: Any, *, guided: float = 1.0, reuse: int = 1) -> Iterator[None]:
     """One call of `pipeline` within this computes less; `guided` and `reuse` as of `presets.Preset`.
 
-    1.0 and 1 leave out nothing.
+    1.0 and 1 leave out nothing. Other threads may draw with the same UNet meanwhile: by presets one after the
+    other, without them as ever.
     """
+    if guided >= 1 and reuse <= 1:
+        yield
+        return
     steps = _Steps(pipeline, guided, reuse)
-    with ExitStack() as stack:
+    with _locks_guard:
+        lock = _locks.setdefault(pipeline.unet, threading.RLock())
+    with lock, ExitStack() as stack:
         if guided < 1:
             stack.callback(pipeline.unet.register_forward_pre_hook(steps.leave_out, with_kwargs=True).remove)
             stack.callback(pipeline.unet.register_forward_hook(steps.fill_in).remove)
@@ -36,19 +47,20 @@ class _Steps:
     def __init__(self, pipeline: Any, guided: float, reuse: int) -> None:
         self.pipeline, self.guided, self.reuse = pipeline, guided, reuse
         self.number = -1
+        self.thread = threading.get_ident()
         self.halved = False
         self.words: tuple[Any, Any] | None = None
         self.remembered: dict[nn.Module, Any] = {}
 
     def count(self, unet: nn.Module, arguments: Any) -> None:
-        self.number += 1
+        self.number += self._own()
 
     def leave_out(self, unet: nn.Module, arguments: tuple, named: dict) -> tuple[tuple, dict] | None:
         """Halves everything that has a row for each row of the latents: unconditional first, as diffusers has
         it."""
         pipeline = self.pipeline
         perturbed = getattr(pipeline, "do_perturbed_attention_guidance", False)  # has halves of its own
-        if perturbed or not pipeline.do_classifier_free_guidance:
+        if perturbed or not pipeline.do_classifier_free_guidance or not self._own():
             return None
         if self.number < self.guided * pipeline.num_timesteps:
             return None
@@ -65,7 +77,7 @@ class _Steps:
 
     def fill_in(self, unet: nn.Module, arguments: Any, output: Any) -> Any:
         """Both halves alike: guidance between them, of whatever scale, changes nothing."""
-        if not self.halved:
+        if not self.halved or not self._own():
             return None
         if isinstance(output, tuple):
             return tuple(torch.cat([part, part]) for part in output)
@@ -76,11 +88,16 @@ class _Steps:
         compute = module.forward
 
         def forward(*arguments: Any, **named: Any) -> Any:
+            if not self._own():
+                return compute(*arguments, **named)
             if self.number % self.reuse == 0 or module not in self.remembered:
                 self.remembered[module] = compute(*arguments, **named)
             return self.remembered[module]
 
         return forward
+
+    def _own(self) -> bool:
+        return threading.get_ident() == self.thread
 
 
 def _deep(unet: Any) -> list[nn.Module]:

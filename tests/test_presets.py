@@ -1,7 +1,9 @@
 """Presets: named ways to draw, what they leave out of the steps, and that nothing of it stays behind."""
 
+import copy
 import inspect
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from altdiffusion.pipelines import AltDiffusionPipeline
 from altdiffusion.presets import PRESETS
 from altdiffusion.requests import BadRequest, GenerateRequest
 from altdiffusion.shortcuts import shortened
-from tests.fakes import tiny_controlnet, tiny_unet
+from tests.fakes import SENTENCES, tiny_controlnet, tiny_unet
 
 START = Image.radial_gradient("L").resize((64, 64)).convert("RGB")
 MASK = Image.linear_gradient("L").resize((64, 64)).point([0] * 128 + [255] * 128)
@@ -152,6 +154,27 @@ def test_nothing_stays_behind_even_of_a_call_that_fails(pipeline):
         assert module.__dict__.keys() == own[name].keys()
         assert not module._forward_hooks and not module._forward_pre_hooks
     assert torch.equal(latents(pipeline), before)
+
+
+@UNPROVEN
+def test_threads_that_share_a_unet_draw_what_each_would_alone(pipeline):
+    """diffusers lets each thread have a pipeline of shared parts; what is counted is counted by thread."""
+    ways = ({"preset": "fast"}, {"preset": "default"}, {}, {"num_inference_steps": 15})
+
+    def draw(number: int, runner) -> torch.Tensor:
+        return latents(runner, SENTENCES["en"], seed=number, **({"num_inference_steps": 12} | ways[number]))
+
+    def worker() -> AltDiffusionPipeline:
+        runner = AltDiffusionPipeline.from_pipe(pipeline)
+        runner.scheduler = copy.deepcopy(pipeline.scheduler)
+        return runner
+
+    alone = [draw(number, worker()) for number in range(len(ways))]
+    with ThreadPoolExecutor(len(ways)) as pool:
+        found = list(pool.map(draw, range(len(ways)), [worker() for _ in ways]))
+    for one, other in zip(found, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+    assert not [name for name, module in pipeline.unet.named_modules() if "forward" in vars(module)]
 
 
 def test_exact_is_the_stock_pipeline(pipeline, stock_pipeline):
