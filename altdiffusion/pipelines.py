@@ -218,7 +218,9 @@ class _Conditioned(Prompting):
         A preset brings scheduler, steps and what the last steps leave out; with it guidance and steps that
         are not given are the model's own rather than diffusers' 7.5 and 50. Arguments given come first.
         """
-        once = self.device.type == "cpu" if self.compact_keys is None else self.compact_keys
+        once = self.compact_keys
+        if once is None:
+            once = self._execution_device.type == "cpu"  # not where the weights lie: they may be offloaded
         with keys_once(self.unet) if once and has_keys(self.unet) else nullcontext():
             if preset is None:
                 return super().__call__(*arguments, **named)
