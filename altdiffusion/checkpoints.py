@@ -12,22 +12,28 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from altdiffusion import bundled, layouts
+from altdiffusion import bundled, hub, layouts
 from altdiffusion.layouts import ALLOWED, Layout, Part, Source
-from altdiffusion.reading import check_tensors, check_tokenizer, one_line, read_folder, read_json, refusal
+from altdiffusion.reading import (
+    check_tensors,
+    check_tokenizer,
+    let_go,
+    mapped_spans,
+    one_line,
+    read_folder,
+    read_json,
+    refusal,
+)
 
 #: The published models condition on exactly so many tokens, whatever a tokenizer beside a single file says.
 _PROMPT_LENGTH = 77
 #: The folder of a text adapter beside a pipeline's parts.
 ADAPTER = "adapter"
-_TEXTS = (".json", ".md", ".model", ".txt", ".yaml")
-_WEIGHTS = re.compile(
-    r"(diffusion_pytorch_model|pytorch_model|model)(\.(?P<first>\w+))?(-\d+-of-\d+)?(\.(?P<last>\w+))?"
-    r"\.(?P<kind>safetensors|bin)"
-)
+#: Values of a tensor that are hashed at a time: in float32 a large tensor would take more than its model.
+_HASHED = 2**22
 
 
 def resolve(
@@ -61,7 +67,7 @@ def locate(name: str | os.PathLike, *, revision: str | None = None, variant: str
     if not _exists(path):
         if isinstance(name, Path) or not is_hub_name(text):
             raise refusal(text, f"does not exist; {ALLOWED}")
-        path = _download(text, revision, variant)
+        path = hub.download(text, revision, variant)
     return path
 
 
@@ -103,20 +109,36 @@ def _checked(model_class: Any, part: Part, where: Path) -> Any:
 
 
 def _filled(model: Any, part: Part, dtype: Any) -> Any:
-    """Weights are copies: the file that they are mapped from may be written again while they are in use."""
+    """Weights are copies: the file that they are mapped from may be written again while they are in use.
+
+    What is copied is let go of at once, so that a model never lies in memory twice.
+    """
     import torch
 
     dtype = dtype or torch.float32
-    state = {
-        name: value.to(dtype if value.is_floating_point() else value.dtype, copy=True)
-        for name, value in part.tensors.items()
-    }
+    state, spans = {}, mapped_spans()
+    for name, value in part.tensors.items():
+        state[name] = value.to(dtype if value.is_floating_point() else value.dtype, copy=True)
+        let_go(value, spans)
+    model.load_state_dict(state, assign=True)
+    for name, buffer in list(model.named_buffers()):
+        if buffer.is_meta:
+            module, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(module), leaf, _computed(name, buffer.shape))
     if hasattr(model, "config_class"):
-        with quiet():  # transformers computes the buffers that a model on `meta` lacks
-            model = type(model).from_pretrained(None, config=model.config, state_dict=state, dtype=dtype)
-    else:
-        model.load_state_dict(state, assign=True)
+        for config in (model.config, *(getattr(model.config, name) for name in model.config.sub_configs)):
+            config.dtype = dtype
     return model.eval()
+
+
+def _computed(name: str, shape: tuple[int, ...]) -> Any:
+    """A buffer that transformers' classes make themselves and no file holds."""
+    import torch
+
+    if name.endswith("position_ids"):
+        return torch.arange(shape[-1]).expand(shape)
+    assert name.endswith("token_type_ids"), name
+    return torch.zeros(shape, dtype=torch.long)
 
 
 def load_parts(
@@ -136,7 +158,8 @@ def load_parts(
     parts, folder = dict(given), None
     if isinstance(parts.get("tokenizer"), str | os.PathLike):
         folder = Path(parts.pop("tokenizer"))
-    source = layouts.read(layout, ema=ema, tokenizer=folder, variant=variant)
+    needed = model_classes().keys() - parts.keys()
+    source = layouts.read(layout, ema=ema, tokenizer=folder, variant=variant, only=needed)
     checked: dict[str, Any] = {}
     for name, kind in model_classes().items():
         if name not in parts and name in source.parts:
@@ -184,7 +207,8 @@ def load_altclip(
     where = layout.path / "altclip" if (layout.path / "altclip").is_dir() else layout.path
     if tokenizer is None and where != layout.path:
         tokenizer = where
-    source = layouts.read(layout, tokenizer=None if tokenizer is None else Path(tokenizer))
+    folder = None if tokenizer is None else Path(tokenizer)
+    source = layouts.read(layout, tokenizer=folder, only={"altclip", "text_encoder"})
     if "altclip" not in source.parts:
         raise refusal(layout.path, "has no altclip folder and no vision tower; allowed: a model that has")
     model = build(AltCLIPModel, source.parts["altclip"], where, dtype=dtype)
@@ -289,9 +313,10 @@ def fingerprint(models: Iterable, texts: Iterable[str] = ()) -> str:
     for model in models:
         for name, tensor in sorted(model.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-            plain = tensor.detach().cpu()
-            plain = plain.float() if plain.is_floating_point() else plain
-            digest.update(plain.contiguous().flatten().view(torch.uint8).numpy())
+            for piece in tensor.detach().contiguous().flatten().split(_HASHED):
+                plain = piece.cpu()
+                plain = plain.float() if plain.is_floating_point() else plain
+                digest.update(plain.view(torch.uint8).numpy())
     for text in texts:
         digest.update(text.encode() + b"\0")
     return digest.hexdigest()
@@ -348,39 +373,3 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except OSError:  # a name longer than the file system takes
         return False
-
-
-def wanted(files: Iterable[str], variant: str | None = None) -> list[str]:
-    """The files of a repository to download: texts, and each part's weights in one format and one variant.
-
-    Where there are neither parts nor a config.json, a single file.
-    """
-    paths = [PurePosixPath(file) for file in files]
-    texts = [path for path in paths if path.suffix in _TEXTS]
-    if not any(path.name in ("model_index.json", "config.json") for path in texts):
-        return [str(path) for path in paths if path in texts or path.suffix in (".ckpt", ".safetensors")]
-    parts: dict[PurePosixPath, dict[str | None, list[PurePosixPath]]] = {}
-    for path in paths:
-        if match := _WEIGHTS.fullmatch(path.name):
-            parts.setdefault(path.parent, {}).setdefault(match["first"] or match["last"], []).append(path)
-    chosen: list[PurePosixPath] = []
-    for variants in parts.values():
-        of = next(name for name in (variant, None, *variants) if name in variants)
-        tensors = [path for path in variants[of] if path.suffix == ".safetensors"]
-        chosen += tensors or variants[of]
-    return [str(path) for path in texts + chosen]
-
-
-def _download(name: str, revision: str | None, variant: str | None) -> Path:
-    """A snapshot from the Hub, or from its cache where the Hub cannot be reached."""
-    from huggingface_hub import HfApi, snapshot_download
-
-    try:
-        patterns = wanted(HfApi().list_repo_files(name, revision=revision), variant)
-    except OSError:
-        patterns = None  # offline: whatever the cache holds
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except OSError as error:
-        reason = f"is no folder here, and the Hub gave nothing ({one_line(error)})"
-        raise refusal(name, f"{reason}; {ALLOWED}") from None

@@ -26,6 +26,7 @@ from altdiffusion.requests import (
     prompts_by_language,
     shorten,
 )
+from altdiffusion.starting import collector_paused
 from altdiffusion.terminal import note, progress, say
 
 if TYPE_CHECKING:
@@ -162,10 +163,13 @@ def _drawn(
     from altdiffusion.checkpoints import resolve
 
     resolve(model)  # refuses a bad folder before torch is imported
-    from altdiffusion.generation import generate
-    from altdiffusion.pipelines import AltDiffusionPipeline
+    with collector_paused():
+        from altdiffusion.generation import generate
+        from altdiffusion.pipelines import AltDiffusionPipeline
+        from altdiffusion.runtime import limit_threads
 
-    pipeline = AltDiffusionPipeline.from_pretrained(model)
+        pipeline = AltDiffusionPipeline.from_pretrained(model)
+    limit_threads(pipeline.unet)
     additions.load(pipeline, *added)
     if made and made.fingerprint and not pipeline.fingerprint.startswith(made.fingerprint):
         warnings.warn(

@@ -103,6 +103,7 @@ class _Conditioned(Prompting):
             allowed = ", ".join(sorted(known))
             raise TypeError(f"{unknown[0]}: not an argument of from_pretrained; allowed parts: {allowed}")
         found = checkpoints.find(name_or_folder, revision=revision, variant=variant)
+        components |= cls._own_parts(found.path, components, dtype, variant)
         parts = checkpoints.load_parts(found, components, dtype=dtype, variant=variant, ema=ema)
         pipeline: _Pipeline
         if found.format == "stock pipeline":
@@ -122,6 +123,13 @@ class _Conditioned(Prompting):
         if backend == "xformers":
             pipeline.enable_xformers_memory_efficient_attention()
         return pipeline
+
+    @classmethod
+    def _own_parts(
+        cls, folder: Path, given: dict[str, Any], dtype: torch.dtype, variant: str | None
+    ) -> dict[str, Any]:
+        """Parts that only this task has: of the folder, or made of those that are given."""
+        return {}
 
     @classmethod
     def from_altclip(

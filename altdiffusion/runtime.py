@@ -17,6 +17,8 @@ _DTYPES = {
     "float16": torch.float16,
     "fp16": torch.float16,
 }
+#: Parameters below which several threads wait for each other longer than they compute.
+_SMALL = 50_000_000
 _ATTENTION = ("auto", "xformers", "sdpa")
 
 
@@ -65,6 +67,16 @@ def choose_dtype(
 def has_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware."""
     return any(present and "bf16" in name for name, present in torch.cpu.get_capabilities().items())
+
+
+def limit_threads(unet: torch.nn.Module) -> None:
+    """One thread for a small model on the CPU, where more are no faster, and far slower beside other work.
+
+    The bundled model's step is 800 calls of 20 to 200 microseconds; where another process has one of the
+    cores, its threads spin at the end of each call (docs/results.md).
+    """
+    if next(unet.parameters()).device.type == "cpu" and sum(p.numel() for p in unet.parameters()) < _SMALL:
+        torch.set_num_threads(1)
 
 
 def choose_attention(name: str = "auto", device: str | torch.device | None = None) -> tuple[str, str]:
