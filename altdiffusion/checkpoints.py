@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from altdiffusion.reading import (
 _PROMPT_LENGTH = 77
 #: The folder of a text adapter beside a pipeline's parts.
 ADAPTER = "adapter"
+#: (name, model without weights, its part, where that is from, dtype) → the model, or what stands for it.
+Make = Callable[[str, Any, Part, Path, Any], Any]
 #: Values of a tensor that are hashed at a time: in float32 a large tensor would take more than its model.
 _HASHED = 2**22
 
@@ -131,6 +133,10 @@ def _filled(model: Any, part: Part, dtype: Any) -> Any:
     return model.eval()
 
 
+def _stock(name: str, model: Any, part: Part, where: Path, dtype: Any) -> Any:
+    return _filled(model, part, dtype)
+
+
 def _computed(name: str, shape: tuple[int, ...]) -> Any:
     """A buffer that transformers' classes make themselves and no file holds."""
     import torch
@@ -148,9 +154,11 @@ def load_parts(
     dtype: Any = None,
     variant: str | None = None,
     ema: bool | None = None,
+    make: Make | None = None,
 ) -> dict[str, Any]:
     """A pipeline's parts, except those `given`. `given["tokenizer"]` may be the folder of one.
 
+    `make` makes a part of a model without weights, its name, its part and where that is from.
     Of a stock folder only what has weights and the tokenizer: diffusers finds the rest there itself.
     """
     if not layout.draws:
@@ -176,8 +184,11 @@ def load_parts(
         )
     if "tokenizer" not in parts:
         parts["tokenizer"] = _tokenizer(source, tower.config.vocab_size if tower is not None else None)
-    parts |= {name: _filled(model, source.parts[name], dtype) for name, model in checked.items()}
-    if layout.format != "stock pipeline":
+    parts |= {
+        name: (make or _stock)(name, model, source.parts[name], layout.path, dtype)
+        for name, model in checked.items()
+    }
+    if make or layout.format != "stock pipeline":
         parts = surroundings(source) | parts
     return parts
 
@@ -199,7 +210,11 @@ def _width(tower: Any, folder: Path | None) -> int | None:
 
 
 def load_altclip(
-    layout: Layout, *, dtype: Any = None, tokenizer: str | os.PathLike | None = None
+    layout: Layout,
+    *,
+    dtype: Any = None,
+    tokenizer: str | os.PathLike | None = None,
+    make: Make | None = None,
 ) -> dict[str, Any]:
     """The arguments of `AltCLIP`: model, tokenizer, image processor, form, and m18's generation head."""
     from transformers import AltCLIPModel, CLIPImageProcessorPil
@@ -211,7 +226,8 @@ def load_altclip(
     source = layouts.read(layout, tokenizer=folder, only={"altclip", "text_encoder"})
     if "altclip" not in source.parts:
         raise refusal(layout.path, "has no altclip folder and no vision tower; allowed: a model that has")
-    model = build(AltCLIPModel, source.parts["altclip"], where, dtype=dtype)
+    part = source.parts["altclip"]
+    model = (make or _stock)("altclip", _checked(AltCLIPModel, part, where), part, where, dtype)
     head = None
     if layout.form == "m18" and "text_encoder" in source.parts:
         tower = source.parts["text_encoder"].tensors
@@ -306,12 +322,13 @@ def stamp(model) -> tuple | None:
 
 
 def fingerprint(models: Iterable, texts: Iterable[str] = ()) -> str:
-    """SHA-256 of weights, as they are in memory, and of whatever else decides what comes out."""
+    """SHA-256 of models or tensors, as they are in memory, and of whatever else decides what comes out."""
     import torch
 
     digest = hashlib.sha256()
     for model in models:
-        for name, tensor in sorted(model.state_dict().items()):
+        tensors = model if isinstance(model, Mapping) else model.state_dict()
+        for name, tensor in sorted(tensors.items()):
             digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
             for piece in tensor.detach().contiguous().flatten().split(_HASHED):
                 plain = piece.cpu()

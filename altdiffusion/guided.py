@@ -52,7 +52,13 @@ class _Inpainting(StableDiffusionInpaintPipeline if TYPE_CHECKING else object):
         return drawn
 
 
-class _Controlled(_Conditioned):
+class _Guided(_Conditioned):
+    """What reaches into the UNet, which only PyTorch's lets anyone do."""
+
+    _runtimes = ("torch",)
+
+
+class _Controlled(_Guided):
     """`from_pretrained` takes `controlnet`, one `ControlNetModel` or a list, if the folder holds none."""
 
     @classmethod
@@ -85,15 +91,15 @@ class AltDiffusionControlNetInpaintPipeline(
     """Inpainting under one ControlNet or several."""
 
 
-class AltDiffusionPAGPipeline(_Conditioned, StableDiffusionPAGPipeline):
+class AltDiffusionPAGPipeline(_Guided, StableDiffusionPAGPipeline):
     """Text to image with perturbed-attention guidance: `pag_scale`, and `pag_applied_layers`."""
 
 
-class AltDiffusionPAGImg2ImgPipeline(_Conditioned, StableDiffusionPAGImg2ImgPipeline):
+class AltDiffusionPAGImg2ImgPipeline(_Guided, StableDiffusionPAGImg2ImgPipeline):
     """Image to image with perturbed-attention guidance."""
 
 
-class AltDiffusionPAGInpaintPipeline(_Inpainting, _Conditioned, StableDiffusionPAGInpaintPipeline):
+class AltDiffusionPAGInpaintPipeline(_Inpainting, _Guided, StableDiffusionPAGInpaintPipeline):
     """Inpainting with perturbed-attention guidance."""
 
 
