@@ -118,7 +118,7 @@ def pipeline_parts(
     return {**parts, "text_encoder": view, "tokenizer": tokenizer}
 
 
-def altclip_of(path: Path | None, tower: AltCLIPTextModel | None) -> AltCLIP:
+def altclip_of(path: Path | None, tower: Any) -> AltCLIP:
     """The AltCLIP that lies at `path`, on the parameters of the pipeline's `tower` where the values agree."""
     if path is None or tower is None:
         raise ValueError("altclip: the pipeline was put together from parts; allowed: a model that holds one")

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from altdiffusion import bundled, hub, layouts
+from altdiffusion.filling import PIECE, filled
 from altdiffusion.layouts import ALLOWED, Layout, Part, Source
 from altdiffusion.reading import (
     check_tensors,
     check_tokenizer,
-    let_go,
-    mapped_spans,
     one_line,
     read_folder,
     read_json,
@@ -34,8 +33,6 @@ _PROMPT_LENGTH = 77
 ADAPTER = "adapter"
 #: (name, model without weights, its part, where that is from, dtype) → the model, or what stands for it.
 Make = Callable[[str, Any, Part, Path, Any], Any]
-#: Values of a tensor that are hashed at a time: in float32 a large tensor would take more than its model.
-_HASHED = 2**22
 
 
 def resolve(
@@ -90,7 +87,7 @@ def load_strict(model_class: Any, folder: Path, *, dtype: Any = None, variant: s
 
 def build(model_class: Any, part: Part, where: Path, *, dtype: Any = None) -> Any:
     """The stock model of a part, in eval mode, float32 unless asked; every tensor must fit."""
-    return _filled(_checked(model_class, part, where), part, dtype)
+    return filled(_checked(model_class, part, where), part, dtype)
 
 
 def _checked(model_class: Any, part: Part, where: Path) -> Any:
@@ -110,41 +107,8 @@ def _checked(model_class: Any, part: Part, where: Path) -> Any:
     return model
 
 
-def _filled(model: Any, part: Part, dtype: Any) -> Any:
-    """Weights are copies: the file that they are mapped from may be written again while they are in use.
-
-    What is copied is let go of at once, so that a model never lies in memory twice.
-    """
-    import torch
-
-    dtype = dtype or torch.float32
-    state, spans = {}, mapped_spans()
-    for name, value in part.tensors.items():
-        state[name] = value.to(dtype if value.is_floating_point() else value.dtype, copy=True)
-        let_go(value, spans)
-    model.load_state_dict(state, assign=True)
-    for name, buffer in list(model.named_buffers()):
-        if buffer.is_meta:
-            module, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(module), leaf, _computed(name, buffer.shape))
-    if hasattr(model, "config_class"):
-        for config in (model.config, *(getattr(model.config, name) for name in model.config.sub_configs)):
-            config.dtype = dtype
-    return model.eval()
-
-
 def _stock(name: str, model: Any, part: Part, where: Path, dtype: Any) -> Any:
-    return _filled(model, part, dtype)
-
-
-def _computed(name: str, shape: tuple[int, ...]) -> Any:
-    """A buffer that transformers' classes make themselves and no file holds."""
-    import torch
-
-    if name.endswith("position_ids"):
-        return torch.arange(shape[-1]).expand(shape)
-    assert name.endswith("token_type_ids"), name
-    return torch.zeros(shape, dtype=torch.long)
+    return filled(model, part, dtype)
 
 
 def load_parts(
@@ -330,7 +294,7 @@ def fingerprint(models: Iterable, texts: Iterable[str] = ()) -> str:
         tensors = model if isinstance(model, Mapping) else model.state_dict()
         for name, tensor in sorted(tensors.items()):
             digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-            for piece in tensor.detach().contiguous().flatten().split(_HASHED):
+            for piece in tensor.detach().contiguous().flatten().split(PIECE):
                 plain = piece.cpu()
                 plain = plain.float() if plain.is_floating_point() else plain
                 digest.update(plain.view(torch.uint8).numpy())

@@ -14,6 +14,7 @@ from altdiffusion.flags import COMMANDS, Repeated
 from altdiffusion.flags import OWN as _OWN
 from altdiffusion.flags import Json as _Json
 from altdiffusion.flags import Model as _Model
+from altdiffusion.flags import Runtime as _Runtime
 from altdiffusion.flags import command as _command
 from altdiffusion.flags import flag as _flag
 from altdiffusion.requests import SCHEDULERS, BadRequest, shorten
@@ -53,6 +54,11 @@ def generate(
         str | None, _flag("TAG,TAG", "all in the file", "Draw a grid over languages.")
     ] = None,
     prompt_file: Annotated[str | None, _flag("FILE", "", "Its prompts: lines of `tag: prompt`.")] = None,
+    runtime: _Runtime = "torch",
+    dtype: Annotated[
+        str | None, _flag("NAME", "float32 on a CPU", "float32, bfloat16, float16, or auto: the fastest.")
+    ] = None,
+    tiles: Annotated[bool, _flag("", "", "Decode in tiles: large pictures in little memory.")] = False,
     as_json: _Json = False,
 ) -> None:
     """Draw pictures from a prompt in any of 18 languages.
@@ -81,6 +87,8 @@ def generate(
         embeddings=embedding,
         output=output,
         model=model,
+        loading={"runtime": runtime, "dtype": dtype},
+        tiles=tiles,
         size=size,
         repeat=from_,
         languages=languages,
@@ -171,6 +179,7 @@ def embed(
         tuple[str, ...], _flag("PATH", "", "Folders, .tsv and .tar files: a file of vectors for each.")
     ] = (),
     model: _Model = None,
+    runtime: _Runtime = "torch",
 ) -> None:
     """Turn texts and pictures into unit vectors: what is alike has a large dot product, in any language.
 
@@ -180,10 +189,10 @@ def embed(
     from altdiffusion.embedding import embed, embed_shards
 
     if not shards:
-        return embed(text, images, form=format_, output=output, model=model)
+        return embed(text, images, form=format_, output=output, model=model, runtime=runtime)
     if text or images:
         raise BadRequest(f"shards: {shorten(shards[0])} beside texts or --images; allowed one of them")
-    embed_shards(shards, output=output, form=format_, model=model)
+    embed_shards(shards, output=output, form=format_, model=model, runtime=runtime)
 
 
 @_command

@@ -23,7 +23,13 @@ _NAMED = 5  # unusable rows that are named; the others are counted
 
 
 def embed(
-    text: Sequence[str], images: Sequence[str], *, form: str, output: str | None, model: str | None
+    text: Sequence[str],
+    images: Sequence[str],
+    *,
+    form: str,
+    output: str | None,
+    model: str | None,
+    runtime: str,
 ) -> None:
     """Writes a row for each text and picture, in their order, as soon as its batch is encoded."""
     _check_output(form, output)
@@ -39,7 +45,7 @@ def embed(
     with collector_paused():
         from altdiffusion.model import AltCLIP
 
-        clip = AltCLIP.from_pretrained(model)
+        clip = AltCLIP.from_pretrained(model, runtime=runtime)
     rows = encoding.encode(clip, itertools.chain([first], batches))
     with Path(output).open("xb") if output else contextlib.nullcontext(sys.stdout.buffer) as stream:
         encoding.write(rows, form, stream)
@@ -58,7 +64,9 @@ def _check_output(form: str, output: str | None) -> None:
         raise BadRequest("format: 'parquet' needs pyarrow (pip install pyarrow); allowed here jsonl, npy")
 
 
-def embed_shards(paths: Sequence[str], *, output: str | None, form: str, model: str | None) -> None:
+def embed_shards(
+    paths: Sequence[str], *, output: str | None, form: str, model: str | None, runtime: str
+) -> None:
     """Process n of m takes every m-th shard from the n-th on."""
     if form not in _FORMS:
         raise BadRequest(f"format: {form!r} is not for shards; allowed {', '.join(_FORMS)}")
@@ -77,7 +85,7 @@ def embed_shards(paths: Sequence[str], *, output: str | None, form: str, model: 
     from altdiffusion.model import AltCLIP
 
     number, of, device = encoding.process()
-    clip = AltCLIP.from_pretrained(model, device=device)
+    clip = AltCLIP.from_pretrained(model, device=device if runtime == "torch" else None, runtime=runtime)
     folder.mkdir(parents=True, exist_ok=True)
     for shard in shards[number::of]:
         if not _finished(folder, shard, form, clip.fingerprint):

@@ -151,8 +151,10 @@ class Tower(Part):
             mask = attention_mask.float().clamp(min=_HIDDEN)
         if position_ids is None:
             real = (input_ids != self.config.pad_token_id).long()
-            position_ids = real.cumsum(1) * real + self.config.pad_token_id
-        states = self._run("text", input_ids.long(), mask, position_ids)
+            positions = real.cumsum(1) * real + self.config.pad_token_id
+        else:
+            positions = position_ids
+        states = self._run("text", input_ids.long(), mask, positions)
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=states[:, 0])
 
     @property

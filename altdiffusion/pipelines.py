@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
-from altdiffusion import backbone, bundled, cards, checkpoints, openvino_parts, text_adapter
+from altdiffusion import attention, backbone, bundled, cards, checkpoints, openvino_parts, text_adapter
 from altdiffusion.checkpoints import ADAPTER
+from altdiffusion.memory import decode_without_overflow
 from altdiffusion.model import AltCLIP
 from altdiffusion.openvino_cache import choose_runtime
 from altdiffusion.prompting import Prompting
@@ -129,6 +130,8 @@ class _Conditioned(Prompting):
             pipeline._folder, pipeline._defaults = found.path, _read_defaults(found.path)
         pipeline._source, pipeline._found = name_or_folder, found.path
         pipeline = pipeline.to(device)
+        if dtype == torch.float16:
+            decode_without_overflow(pipeline.vae)
         if make:
             _forget_weights(pipeline)
         if backend == "xformers":
@@ -221,6 +224,10 @@ class _Conditioned(Prompting):
         if not (folder / "README.md").exists():
             (folder / "README.md").write_text(self._card, encoding="utf-8")
         bundled.write_manifest(folder)
+
+    def optimize(self, **options: Any) -> attention.Optimized:
+        """Prepares it for many pictures of one size: `width`, `height`, `batch`, `fuse`, `compile`."""
+        return attention.optimize(self, **options)
 
     @property
     def runtime(self) -> str:

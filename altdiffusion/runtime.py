@@ -40,11 +40,15 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
 def choose_dtype(
     device: str | torch.device | None = None, name: str | torch.dtype | None = None
 ) -> torch.dtype:
-    """The number format asked for; unasked, float32 on the CPU and a half-width format on an accelerator."""
+    """The number format asked for; unasked, float32 on the CPU and a half-width format on an accelerator.
+
+    "auto" is the fastest: bfloat16 also on a CPU that multiplies it in hardware, where a Stable Diffusion
+    takes half the memory and half the time.
+    """
     device = choose_device(device)
     if name is None or name == "auto":
         if device.type == "cpu":
-            return torch.float32
+            return torch.bfloat16 if name == "auto" and has_bfloat16() else torch.float32
         if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16
         return torch.float16

@@ -10,6 +10,7 @@ those of this process (`time.process_time`) over its threads; on a GPU those bet
 import argparse
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -46,6 +47,12 @@ def bandwidth(device: torch.device, megabytes: int = 512) -> float:
     values = torch.ones(megabytes * 2**18, device=device)
     target = torch.empty_like(values)
     return 2 * values.nbytes / seconds_of(lambda: target.copy_(values), device)
+
+
+def resident(field: str) -> int:
+    """Bytes: VmRSS now, or VmHWM, the most since it was last set back."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def measure(device: torch.device, size: int = 2048, megabytes: int = 512) -> dict[str, float]:
