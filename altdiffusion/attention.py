@@ -54,9 +54,9 @@ def optimize(
     """Prepares a pipeline for many pictures of one size; the pictures stay the same to rounding.
 
     On CUDA: the fastest attention of those that run, channels last, and with `fuse` the queries, keys and
-    values of each self-attention by one product. `compile` compiles the UNet's repeated blocks, on any device:
-    minutes at the first picture of a shape, for a gain on a GPU and none on a CPU (docs/decisions.md). LoRA is
-    to be loaded, or fused into the weights, before.
+    values of each self-attention by one product. `compile` compiles the UNet's repeated blocks, on any
+    device: minutes at the first picture of a shape, for a gain on a GPU and none on a CPU (docs/decisions.md).
+    LoRA is to be loaded, or fused into the weights, before.
     """
     if isinstance(pipeline.unet, openvino_parts.Part):
         raise openvino_parts.refuse("optimize")
