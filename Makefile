@@ -43,7 +43,7 @@ $(VENV)/.stamp-core: $(VENV)/.stamp-venv pyproject.toml constraints.txt
 
 $(VENV)/.stamp-dev: $(VENV)/.stamp-venv pyproject.toml constraints.txt
 	@echo "set-up: installing altdiffusion with what training and the tests need in $(VENV) (one to several minutes, once)"
-	@$(PIP) install -c constraints.txt -e '.[app,train,retrieval,eval,scale,dev]'
+	@$(PIP) install -c constraints.txt -e '.[app,train,retrieval,eval,scale,openvino,dev]'
 	@touch $(VENV)/.stamp-core $(VENV)/.stamp-app $@
 
 # The pictures and names that training learns from; the library itself needs neither.

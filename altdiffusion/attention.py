@@ -55,7 +55,7 @@ def optimize(
 
     On CUDA: the fastest attention of those that run, channels last, and with `fuse` the queries, keys and
     values of each self-attention by one product. `compile` compiles the UNet's repeated blocks, on any
-    device: minutes at the first picture of a shape, for a gain on a GPU and none on a CPU (docs/decisions.md).
+    device: minutes at the first picture of a shape, for a gain on a GPU, none on a CPU (docs/decisions.md).
     LoRA is to be loaded, or fused into the weights, before.
     """
     if isinstance(pipeline.unet, openvino_parts.Part):
