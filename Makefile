@@ -22,7 +22,7 @@ help:
 	@echo "make check        lint, types, spelling, layers, and docs/cli.md against --help"
 	@echo "make format       let ruff rewrite the code"
 	@echo "make docs         write docs/cli.md anew"
-	@echo "make bench        measure the bundled model (some 20 minutes on two cores; ARGS=...)"
+	@echo "make bench        measure speed (an hour on two cores), or ARGS=quality the pictures (20 minutes)"
 	@echo "make train-emoji  train the bundled model from nothing (hours on two cores)"
 	@echo "make app          open the app in a browser (ARGS=... as of altdiffusion app)"
 	@echo "Each does its own set-up on first use, in .venv. PYTHON=... picks the interpreter (3.11 or newer)."
@@ -43,7 +43,7 @@ $(VENV)/.stamp-core: $(VENV)/.stamp-venv pyproject.toml constraints.txt
 
 $(VENV)/.stamp-dev: $(VENV)/.stamp-venv pyproject.toml constraints.txt
 	@echo "set-up: installing altdiffusion with what training and the tests need in $(VENV) (one to several minutes, once)"
-	@$(PIP) install -c constraints.txt -e '.[app,train,retrieval,eval,scale,dev]'
+	@$(PIP) install -c constraints.txt -e '.[app,train,retrieval,eval,scale,openvino,dev]'
 	@touch $(VENV)/.stamp-core $(VENV)/.stamp-app $@
 
 # The pictures and names that training learns from; the library itself needs neither.
@@ -92,7 +92,7 @@ docs: $(VENV)/.stamp-core
 	@$(BIN)/python docs/write_cli.py
 
 bench: $(VENV)/.stamp-dev debian
-	@$(BIN)/python -m bench.quality $(ARGS)
+	@$(BIN)/python -m bench $(ARGS)
 
 train-emoji: $(VENV)/.stamp-dev debian
 	@PYTHON=$(BIN)/python bash training/recipes/emoji/train.sh

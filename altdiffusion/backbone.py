@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from transformers import AltCLIPModel, AltCLIPTextConfig, AltCLIPTextModel
 
-from altdiffusion import checkpoints, layouts, single_files, text_adapter, towers
+from altdiffusion import checkpoints, layouts, openvino_parts, single_files, text_adapter, towers
 from altdiffusion.conditioning import MAX_LENGTH
 from altdiffusion.layouts import Layout, Source
 from altdiffusion.model import AltCLIP
@@ -81,6 +81,8 @@ def pipeline_parts(
     adapter: text_adapter.TextAdapter | str | PathLike | None = None,
 ) -> dict[str, Any]:
     """The parts of a pipeline that draws with `stable_diffusion`'s UNet and VAE what `clip` understands."""
+    if clip.runtime == "openvino":
+        raise openvino_parts.refuse("from_altclip")
     if prediction_type not in (None, *_PREDICTION_TYPES):
         raise ValueError(
             f"prediction_type: {prediction_type!r:.80} is none; allowed: {', '.join(_PREDICTION_TYPES)}"
@@ -116,10 +118,12 @@ def pipeline_parts(
     return {**parts, "text_encoder": view, "tokenizer": tokenizer}
 
 
-def altclip_of(path: Path | None, tower: AltCLIPTextModel | None) -> AltCLIP:
+def altclip_of(path: Path | None, tower: Any) -> AltCLIP:
     """The AltCLIP that lies at `path`, on the parameters of the pipeline's `tower` where the values agree."""
     if path is None or tower is None:
         raise ValueError("altclip: the pipeline was put together from parts; allowed: a model that holds one")
+    if isinstance(tower, openvino_parts.Part):
+        return AltCLIP.from_pretrained(path, dtype=tower.precision, runtime="openvino")
     clip = AltCLIP.from_pretrained(path, dtype=tower.dtype, device=tower.device)
     if share(clip.model, tower, clip.form) and clip.form == "m18":
         clip.generation_head = dict(tower.transformation.named_parameters())

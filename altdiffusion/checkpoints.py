@@ -11,23 +11,28 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from altdiffusion import bundled, layouts
+from altdiffusion import bundled, hub, layouts
+from altdiffusion.filling import PIECE, filled
 from altdiffusion.layouts import ALLOWED, Layout, Part, Source
-from altdiffusion.reading import check_tensors, check_tokenizer, one_line, read_folder, read_json, refusal
+from altdiffusion.reading import (
+    check_tensors,
+    check_tokenizer,
+    one_line,
+    read_folder,
+    read_json,
+    refusal,
+)
 
 #: The published models condition on exactly so many tokens, whatever a tokenizer beside a single file says.
 _PROMPT_LENGTH = 77
 #: The folder of a text adapter beside a pipeline's parts.
 ADAPTER = "adapter"
-_TEXTS = (".json", ".md", ".model", ".txt", ".yaml")
-_WEIGHTS = re.compile(
-    r"(diffusion_pytorch_model|pytorch_model|model)(\.(?P<first>\w+))?(-\d+-of-\d+)?(\.(?P<last>\w+))?"
-    r"\.(?P<kind>safetensors|bin)"
-)
+#: (name, model without weights, its part, where that is from, dtype) → the model, or what stands for it.
+Make = Callable[[str, Any, Part, Path, Any], Any]
 
 
 def resolve(
@@ -61,7 +66,7 @@ def locate(name: str | os.PathLike, *, revision: str | None = None, variant: str
     if not _exists(path):
         if isinstance(name, Path) or not is_hub_name(text):
             raise refusal(text, f"does not exist; {ALLOWED}")
-        path = _download(text, revision, variant)
+        path = hub.download(text, revision, variant)
     return path
 
 
@@ -82,7 +87,7 @@ def load_strict(model_class: Any, folder: Path, *, dtype: Any = None, variant: s
 
 def build(model_class: Any, part: Part, where: Path, *, dtype: Any = None) -> Any:
     """The stock model of a part, in eval mode, float32 unless asked; every tensor must fit."""
-    return _filled(_checked(model_class, part, where), part, dtype)
+    return filled(_checked(model_class, part, where), part, dtype)
 
 
 def _checked(model_class: Any, part: Part, where: Path) -> Any:
@@ -102,21 +107,8 @@ def _checked(model_class: Any, part: Part, where: Path) -> Any:
     return model
 
 
-def _filled(model: Any, part: Part, dtype: Any) -> Any:
-    """Weights are copies: the file that they are mapped from may be written again while they are in use."""
-    import torch
-
-    dtype = dtype or torch.float32
-    state = {
-        name: value.to(dtype if value.is_floating_point() else value.dtype, copy=True)
-        for name, value in part.tensors.items()
-    }
-    if hasattr(model, "config_class"):
-        with quiet():  # transformers computes the buffers that a model on `meta` lacks
-            model = type(model).from_pretrained(None, config=model.config, state_dict=state, dtype=dtype)
-    else:
-        model.load_state_dict(state, assign=True)
-    return model.eval()
+def _stock(name: str, model: Any, part: Part, where: Path, dtype: Any) -> Any:
+    return filled(model, part, dtype)
 
 
 def load_parts(
@@ -126,9 +118,11 @@ def load_parts(
     dtype: Any = None,
     variant: str | None = None,
     ema: bool | None = None,
+    make: Make | None = None,
 ) -> dict[str, Any]:
     """A pipeline's parts, except those `given`. `given["tokenizer"]` may be the folder of one.
 
+    `make` makes a part of a model without weights, its name, its part and where that is from.
     Of a stock folder only what has weights and the tokenizer: diffusers finds the rest there itself.
     """
     if not layout.draws:
@@ -136,7 +130,8 @@ def load_parts(
     parts, folder = dict(given), None
     if isinstance(parts.get("tokenizer"), str | os.PathLike):
         folder = Path(parts.pop("tokenizer"))
-    source = layouts.read(layout, ema=ema, tokenizer=folder, variant=variant)
+    needed = model_classes().keys() - parts.keys()
+    source = layouts.read(layout, ema=ema, tokenizer=folder, variant=variant, only=needed)
     checked: dict[str, Any] = {}
     for name, kind in model_classes().items():
         if name not in parts and name in source.parts:
@@ -153,8 +148,11 @@ def load_parts(
         )
     if "tokenizer" not in parts:
         parts["tokenizer"] = _tokenizer(source, tower.config.vocab_size if tower is not None else None)
-    parts |= {name: _filled(model, source.parts[name], dtype) for name, model in checked.items()}
-    if layout.format != "stock pipeline":
+    parts |= {
+        name: (make or _stock)(name, model, source.parts[name], layout.path, dtype)
+        for name, model in checked.items()
+    }
+    if make or layout.format != "stock pipeline":
         parts = surroundings(source) | parts
     return parts
 
@@ -176,7 +174,11 @@ def _width(tower: Any, folder: Path | None) -> int | None:
 
 
 def load_altclip(
-    layout: Layout, *, dtype: Any = None, tokenizer: str | os.PathLike | None = None
+    layout: Layout,
+    *,
+    dtype: Any = None,
+    tokenizer: str | os.PathLike | None = None,
+    make: Make | None = None,
 ) -> dict[str, Any]:
     """The arguments of `AltCLIP`: model, tokenizer, image processor, form, and m18's generation head."""
     from transformers import AltCLIPModel, CLIPImageProcessorPil
@@ -184,10 +186,12 @@ def load_altclip(
     where = layout.path / "altclip" if (layout.path / "altclip").is_dir() else layout.path
     if tokenizer is None and where != layout.path:
         tokenizer = where
-    source = layouts.read(layout, tokenizer=None if tokenizer is None else Path(tokenizer))
+    folder = None if tokenizer is None else Path(tokenizer)
+    source = layouts.read(layout, tokenizer=folder, only={"altclip", "text_encoder"})
     if "altclip" not in source.parts:
         raise refusal(layout.path, "has no altclip folder and no vision tower; allowed: a model that has")
-    model = build(AltCLIPModel, source.parts["altclip"], where, dtype=dtype)
+    part = source.parts["altclip"]
+    model = (make or _stock)("altclip", _checked(AltCLIPModel, part, where), part, where, dtype)
     head = None
     if layout.form == "m18" and "text_encoder" in source.parts:
         tower = source.parts["text_encoder"].tensors
@@ -282,16 +286,18 @@ def stamp(model) -> tuple | None:
 
 
 def fingerprint(models: Iterable, texts: Iterable[str] = ()) -> str:
-    """SHA-256 of weights, as they are in memory, and of whatever else decides what comes out."""
+    """SHA-256 of models or tensors, as they are in memory, and of whatever else decides what comes out."""
     import torch
 
     digest = hashlib.sha256()
     for model in models:
-        for name, tensor in sorted(model.state_dict().items()):
+        tensors = model if isinstance(model, Mapping) else model.state_dict()
+        for name, tensor in sorted(tensors.items()):
             digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-            plain = tensor.detach().cpu()
-            plain = plain.float() if plain.is_floating_point() else plain
-            digest.update(plain.contiguous().flatten().view(torch.uint8).numpy())
+            for piece in tensor.detach().contiguous().flatten().split(PIECE):
+                plain = piece.cpu()
+                plain = plain.float() if plain.is_floating_point() else plain
+                digest.update(plain.view(torch.uint8).numpy())
     for text in texts:
         digest.update(text.encode() + b"\0")
     return digest.hexdigest()
@@ -348,39 +354,3 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except OSError:  # a name longer than the file system takes
         return False
-
-
-def wanted(files: Iterable[str], variant: str | None = None) -> list[str]:
-    """The files of a repository to download: texts, and each part's weights in one format and one variant.
-
-    Where there are neither parts nor a config.json, a single file.
-    """
-    paths = [PurePosixPath(file) for file in files]
-    texts = [path for path in paths if path.suffix in _TEXTS]
-    if not any(path.name in ("model_index.json", "config.json") for path in texts):
-        return [str(path) for path in paths if path in texts or path.suffix in (".ckpt", ".safetensors")]
-    parts: dict[PurePosixPath, dict[str | None, list[PurePosixPath]]] = {}
-    for path in paths:
-        if match := _WEIGHTS.fullmatch(path.name):
-            parts.setdefault(path.parent, {}).setdefault(match["first"] or match["last"], []).append(path)
-    chosen: list[PurePosixPath] = []
-    for variants in parts.values():
-        of = next(name for name in (variant, None, *variants) if name in variants)
-        tensors = [path for path in variants[of] if path.suffix == ".safetensors"]
-        chosen += tensors or variants[of]
-    return [str(path) for path in texts + chosen]
-
-
-def _download(name: str, revision: str | None, variant: str | None) -> Path:
-    """A snapshot from the Hub, or from its cache where the Hub cannot be reached."""
-    from huggingface_hub import HfApi, snapshot_download
-
-    try:
-        patterns = wanted(HfApi().list_repo_files(name, revision=revision), variant)
-    except OSError:
-        patterns = None  # offline: whatever the cache holds
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except OSError as error:
-        reason = f"is no folder here, and the Hub gave nothing ({one_line(error)})"
-        raise refusal(name, f"{reason}; {ALLOWED}") from None

@@ -3,13 +3,8 @@
 What takes long to import is imported inside the functions, so that `--help` is quick.
 """
 
-import contextlib
-import importlib.util
-import itertools
 import json
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
@@ -19,6 +14,7 @@ from altdiffusion.flags import COMMANDS, Repeated
 from altdiffusion.flags import OWN as _OWN
 from altdiffusion.flags import Json as _Json
 from altdiffusion.flags import Model as _Model
+from altdiffusion.flags import Runtime as _Runtime
 from altdiffusion.flags import command as _command
 from altdiffusion.flags import flag as _flag
 from altdiffusion.presets import PRESETS
@@ -60,6 +56,11 @@ def generate(
         str | None, _flag("TAG,TAG", "all in the file", "Draw a grid over languages.")
     ] = None,
     prompt_file: Annotated[str | None, _flag("FILE", "", "Its prompts: lines of `tag: prompt`.")] = None,
+    runtime: _Runtime = "torch",
+    dtype: Annotated[
+        str | None, _flag("NAME", "float32 on a CPU", "float32, bfloat16, float16, or auto: the fastest.")
+    ] = None,
+    tiles: Annotated[bool, _flag("", "", "Decode in tiles: large pictures in little memory.")] = False,
     as_json: _Json = False,
 ) -> None:
     """Draw pictures from a prompt in any of 18 languages.
@@ -89,6 +90,8 @@ def generate(
         embeddings=embedding,
         output=output,
         model=model,
+        loading={"runtime": runtime, "dtype": dtype},
+        tiles=tiles,
         size=size,
         repeat=from_,
         languages=languages,
@@ -179,33 +182,20 @@ def embed(
         tuple[str, ...], _flag("PATH", "", "Folders, .tsv and .tar files: a file of vectors for each.")
     ] = (),
     model: _Model = None,
+    runtime: _Runtime = "torch",
 ) -> None:
     """Turn texts and pictures into unit vectors: what is alike has a large dot product, in any language.
 
     With --shards, files that are there are skipped, so the same command goes on after an interruption;
     `accelerate launch -m altdiffusion embed --shards …` shares the work among processes and nodes.
     """
-    if shards:
-        from altdiffusion.embedding import embed_shards
+    from altdiffusion.embedding import embed, embed_shards
 
-        if text or images:
-            raise BadRequest(f"shards: {shorten(shards[0])} beside texts or --images; allowed one of them")
-        return embed_shards(shards, output=output, form=format_, model=model)
-    _check_embed_output(format_, output)
-    from altdiffusion import encoding
-    from altdiffusion.checkpoints import resolve
-
-    lines = (line.rstrip("\r\n") for line in sys.stdin)
-    batches = encoding.batches(lines if text == ("-",) or not (text or images) else text, images)
-    first = next(batches, None)  # opened before the model: most mistakes are in it
-    if first is None:
-        raise BadRequest("text: nothing given; allowed texts, --images, or lines on stdin")
-    resolve(model)
-    from altdiffusion.model import AltCLIP
-
-    rows = encoding.encode(AltCLIP.from_pretrained(model), itertools.chain([first], batches))
-    with Path(output).open("xb") if output else contextlib.nullcontext(sys.stdout.buffer) as stream:
-        encoding.write(rows, format_, stream)
+    if not shards:
+        return embed(text, images, form=format_, output=output, model=model, runtime=runtime)
+    if text or images:
+        raise BadRequest(f"shards: {shorten(shards[0])} beside texts or --images; allowed one of them")
+    embed_shards(shards, output=output, form=format_, model=model, runtime=runtime)
 
 
 @_command
@@ -295,19 +285,6 @@ def rate(
     from altdiffusion.generating import rate
 
     rate(what, paths, output=output, pictures=pictures, as_json=as_json)
-
-
-def _check_embed_output(format_: str, output: str | None) -> None:
-    if output is not None:
-        from altdiffusion.images import destination
-
-        destination(str(Path(output).parent))
-        if Path(output).exists():
-            raise BadRequest(f"output: {shorten(output)} exists; allowed a new file")
-    elif format_ != "jsonl" and sys.stdout.isatty():
-        raise BadRequest(f"format: {format_!r} is not for a terminal; allowed with --output FILE or a pipe")
-    if format_ == "parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise BadRequest("format: 'parquet' needs pyarrow (pip install pyarrow); allowed here jsonl, npy")
 
 
 @_command

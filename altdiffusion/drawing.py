@@ -26,6 +26,7 @@ from altdiffusion.requests import (
     prompts_by_language,
     shorten,
 )
+from altdiffusion.starting import collector_paused
 from altdiffusion.terminal import note, progress, say
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ def draw(
     *,
     output: str = ".",
     model: str | None = None,
+    loading: dict[str, Any] | None = None,
+    tiles: bool = False,
     size: str | None = None,
     repeat: str | None = None,
     languages: str | None = None,
@@ -48,7 +51,10 @@ def draw(
     loras: Sequence[str] = (),
     embeddings: Sequence[str] = (),
 ) -> None:
-    """Checks all that can be, then loads the model, draws and saves. `flags` are fields of a request."""
+    """Checks all that can be, then loads the model, draws and saves. `flags` are fields of a request.
+
+    `loading` is for `AltDiffusionPipeline.from_pretrained`: `runtime` and `dtype`.
+    """
     image = flags.get("image")
     if image is not None:
         open_image(image)
@@ -69,7 +75,10 @@ def draw(
         additions.repeated(additions.chosen(texts, argument), additions.of(made, argument), argument)
         for argument, texts in (("lora", loras), ("embedding", embeddings))
     ]
-    pictures = _drawn(_model_of(made, model), requests, made, added)
+    loading = loading or {}
+    if loading.get("runtime") == "openvino" and any(added):
+        raise BadRequest("runtime: 'openvino' takes no --lora and no --embedding; allowed with them: torch")
+    pictures = _drawn(_model_of(made, model), requests, made, added, loading, tiles)
     _save(pictures, folder, file, grid=grid, as_json=as_json)
 
 
@@ -157,15 +166,23 @@ def _drawn(
     requests: Sequence[GenerateRequest],
     made: Provenance | None,
     added: Sequence[Sequence[additions.Chosen]],
+    loading: dict[str, Any],
+    tiles: bool,
 ) -> Iterator["Picture"]:
     from altdiffusion.checkpoints import resolve
 
     resolve(model)  # refuses a bad folder before torch is imported
-    from altdiffusion.generation import generate
-    from altdiffusion.pipelines import AltDiffusionPipeline
+    with collector_paused():
+        from altdiffusion.generation import generate
+        from altdiffusion.pipelines import AltDiffusionPipeline
+        from altdiffusion.runtime import limit_threads
 
-    pipeline = AltDiffusionPipeline.from_pretrained(model)
+        pipeline = AltDiffusionPipeline.from_pretrained(model, **loading)
+    if pipeline.runtime == "torch":
+        limit_threads(pipeline.unet)
     additions.load(pipeline, *added)
+    if tiles:
+        pipeline.vae.enable_tiling()
     if made and made.fingerprint and not pipeline.fingerprint.startswith(made.fingerprint):
         warnings.warn(
             "from: the picture was made by a model with other weights; this one will differ", stacklevel=2

@@ -1,14 +1,18 @@
-"""What `altdiffusion embed --shards` does: a file of features for each shard; finished ones are skipped."""
+"""What `altdiffusion embed` does; with `--shards` a file of features for each shard, done ones skipped."""
 
+import contextlib
 import importlib.util
+import itertools
 import json
 import secrets
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from altdiffusion.requests import BadRequest, shorten
 from altdiffusion.shards import Shard, shards_of
+from altdiffusion.starting import collector_paused
 from altdiffusion.terminal import note, say
 
 if TYPE_CHECKING:
@@ -18,7 +22,51 @@ _FORMS = ("npy", "parquet")
 _NAMED = 5  # unusable rows that are named; the others are counted
 
 
-def embed_shards(paths: Sequence[str], *, output: str | None, form: str, model: str | None) -> None:
+def embed(
+    text: Sequence[str],
+    images: Sequence[str],
+    *,
+    form: str,
+    output: str | None,
+    model: str | None,
+    runtime: str,
+) -> None:
+    """Writes a row for each text and picture, in their order, as soon as its batch is encoded."""
+    _check_output(form, output)
+    from altdiffusion import encoding
+    from altdiffusion.checkpoints import resolve
+
+    lines = (line.rstrip("\r\n") for line in sys.stdin)
+    batches = encoding.batches(lines if tuple(text) == ("-",) or not (text or images) else text, images)
+    first = next(batches, None)  # opened before the model: most mistakes are in it
+    if first is None:
+        raise BadRequest("text: nothing given; allowed texts, --images, or lines on stdin")
+    resolve(model)
+    with collector_paused():
+        from altdiffusion.model import AltCLIP
+
+        clip = AltCLIP.from_pretrained(model, runtime=runtime)
+    rows = encoding.encode(clip, itertools.chain([first], batches))
+    with Path(output).open("xb") if output else contextlib.nullcontext(sys.stdout.buffer) as stream:
+        encoding.write(rows, form, stream)
+
+
+def _check_output(form: str, output: str | None) -> None:
+    if output is not None:
+        from altdiffusion.images import destination
+
+        destination(str(Path(output).parent))
+        if Path(output).exists():
+            raise BadRequest(f"output: {shorten(output)} exists; allowed a new file")
+    elif form != "jsonl" and sys.stdout.isatty():
+        raise BadRequest(f"format: {form!r} is not for a terminal; allowed with --output FILE or a pipe")
+    if form == "parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise BadRequest("format: 'parquet' needs pyarrow (pip install pyarrow); allowed here jsonl, npy")
+
+
+def embed_shards(
+    paths: Sequence[str], *, output: str | None, form: str, model: str | None, runtime: str
+) -> None:
     """Process n of m takes every m-th shard from the n-th on."""
     if form not in _FORMS:
         raise BadRequest(f"format: {form!r} is not for shards; allowed {', '.join(_FORMS)}")
@@ -37,7 +85,7 @@ def embed_shards(paths: Sequence[str], *, output: str | None, form: str, model: 
     from altdiffusion.model import AltCLIP
 
     number, of, device = encoding.process()
-    clip = AltCLIP.from_pretrained(model, device=device)
+    clip = AltCLIP.from_pretrained(model, device=device if runtime == "torch" else None, runtime=runtime)
     folder.mkdir(parents=True, exist_ok=True)
     for shard in shards[number::of]:
         if not _finished(folder, shard, form, clip.fingerprint):

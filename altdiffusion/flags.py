@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import UseAppendAction, arg
 from tyro.extras import SubcommandApp
@@ -30,6 +30,10 @@ def flag(metavar: str, default: str, text: str, *aliases: str, name: str | None 
 OWN = "the model's own"
 Model = Annotated[
     str | None, flag("MODEL", "the bundled one", "A folder, or a name on the Hugging Face hub.")
+]
+Runtime = Annotated[
+    Literal["torch", "openvino"],
+    flag("torch|openvino", "torch", "What runs the model; the other is quicker on many CPUs."),
 ]
 Json = Annotated[bool, arg(name="json", help="Print JSON.", help_behavior_hint="")]
 #: A flag of one value that may be given again: words after it are not taken for more of them.

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from altdiffusion import __version__, prompts
 from altdiffusion.images import open_image, pixels_digest, upright_rgb
+from altdiffusion.memory import fit_decoding
 from altdiffusion.presets import PRESETS
 from altdiffusion.requests import MAX_SEED, SCHEDULERS, BadRequest, GenerateRequest, Provenance
 from altdiffusion.schedulers import scheduler_like
@@ -159,6 +160,7 @@ def draw_together(
     with _lock(pipeline), torch.no_grad():
         runner = _runner(pipeline, orders[0])
         most = batch_size or _batch_size(runner, first)
+        fit_decoding(runner.vae, *_size(first), min(most, len(rows)), runner.device)
         embeds = [_conditioning(runner, order.request) for order in orders]
         lost = [runner.left_out(order.request.texts, bool(order.request.weighting)) for order in orders]
         batches = [tuple(rows[at : at + most]) for at in range(0, len(rows), most)]

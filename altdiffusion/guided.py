@@ -3,9 +3,8 @@
 Each is the stock class with our conditioning, under the stock class's name, as in `pipelines`.
 """
 
-from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,9 +26,6 @@ from PIL import Image
 from altdiffusion import checkpoints
 from altdiffusion.pipelines import _Conditioned
 from altdiffusion.requests import shorten
-from altdiffusion.runtime import choose_device, choose_dtype
-
-_Pipeline = TypeVar("_Pipeline", bound="_Controlled")
 
 
 class _Inpainting(StableDiffusionInpaintPipeline if TYPE_CHECKING else object):
@@ -56,30 +52,25 @@ class _Inpainting(StableDiffusionInpaintPipeline if TYPE_CHECKING else object):
         return drawn
 
 
-class _Controlled(_Conditioned):
+class _Guided(_Conditioned):
+    """What reaches into the UNet, which only PyTorch's lets anyone do."""
+
+    _runtimes = ("torch",)
+
+
+class _Controlled(_Guided):
+    """`from_pretrained` takes `controlnet`, one `ControlNetModel` or a list, if the folder holds none."""
+
     @classmethod
-    def from_pretrained(
-        cls: type[_Pipeline],
-        name_or_folder: str | PathLike | None = None,
-        *,
-        controlnet: Any = None,
-        dtype: str | torch.dtype | None = None,
-        device: str | torch.device | None = None,
-        variant: str | None = None,
-        revision: str | None = None,
-        torch_dtype: str | torch.dtype | None = None,
-        **options: Any,
-    ) -> _Pipeline:
-        """As of every pipeline; `controlnet` is one `ControlNetModel` or a list, if the folder holds none."""
-        device = choose_device(device)
-        dtype = choose_dtype(device, dtype or torch_dtype)
+    def _own_parts(
+        cls, folder: Path, given: dict[str, Any], dtype: torch.dtype, variant: str | None
+    ) -> dict[str, Any]:
+        controlnet = given.get("controlnet")
         if controlnet is None:
-            folder = checkpoints.resolve(name_or_folder, revision=revision)
             controlnet = _load_controlnets(folder, dtype, variant)
         if isinstance(controlnet, list | tuple):
             controlnet = MultiControlNetModel(controlnet)
-        options |= {"controlnet": controlnet, "variant": variant, "revision": revision}
-        return super().from_pretrained(name_or_folder, dtype=dtype, device=device, **options)
+        return {"controlnet": controlnet}
 
 
 class AltDiffusionInpaintPipeline(_Inpainting, _Conditioned, StableDiffusionInpaintPipeline):
@@ -100,15 +91,15 @@ class AltDiffusionControlNetInpaintPipeline(
     """Inpainting under one ControlNet or several."""
 
 
-class AltDiffusionPAGPipeline(_Conditioned, StableDiffusionPAGPipeline):
+class AltDiffusionPAGPipeline(_Guided, StableDiffusionPAGPipeline):
     """Text to image with perturbed-attention guidance: `pag_scale`, and `pag_applied_layers`."""
 
 
-class AltDiffusionPAGImg2ImgPipeline(_Conditioned, StableDiffusionPAGImg2ImgPipeline):
+class AltDiffusionPAGImg2ImgPipeline(_Guided, StableDiffusionPAGImg2ImgPipeline):
     """Image to image with perturbed-attention guidance."""
 
 
-class AltDiffusionPAGInpaintPipeline(_Inpainting, _Conditioned, StableDiffusionPAGInpaintPipeline):
+class AltDiffusionPAGInpaintPipeline(_Inpainting, _Guided, StableDiffusionPAGInpaintPipeline):
     """Inpainting with perturbed-attention guidance."""
 
 

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from transformers import AltCLIPModel, CLIPImageProcessorPil, XLMRobertaTokenizer
 from transformers.activations import ACT2FN
 
-from altdiffusion import bundled, cards, checkpoints, towers
+from altdiffusion import bundled, cards, checkpoints, openvino_parts, towers
 from altdiffusion.conditioning import as_texts, tokenize, tower_length
 from altdiffusion.images import upright_rgb
+from altdiffusion.openvino_cache import choose_runtime
 from altdiffusion.packing import first_states
 from altdiffusion.preprocessing import normalized, whole_pixels
 from altdiffusion.runtime import choose_device, choose_dtype
@@ -71,6 +72,7 @@ class AltCLIP:
         revision: str | None = None,
         tokenizer: str | os.PathLike | None = None,
         vision_act: str | None = None,
+        runtime: str = "torch",
     ) -> "AltCLIP":
         """The bundled model, a Hub name, or what holds an AltCLIP in a published layout (docs/weights.md).
 
@@ -78,17 +80,26 @@ class AltCLIP:
         `vision_act` replaces the vision tower's activation. AltCLIP-m18 was published with "quick_gelu", the
         ViT-H/14 that it was made from (OpenCLIP, laion2b_s32b_b79k) computes plain "gelu": try both where its
         picture features disappoint. The default is what the model's own configuration says.
+        `runtime="openvino"` runs both towers by OpenVINO on the CPU (docs/openvino.md).
         """
         if vision_act is not None and vision_act not in _VISION_ACTS:
             raise ValueError(f"vision_act: {vision_act!r:.80} is none; allowed: {', '.join(_VISION_ACTS)}")
-        device = choose_device(device)
+        make = choose_runtime(runtime, device)
+        device = choose_device("cpu" if make else device)
         dtype = choose_dtype(device, dtype)
         found = checkpoints.find(name_or_folder, revision=revision)
-        parts = checkpoints.load_altclip(found, dtype=dtype, tokenizer=tokenizer)
+        parts = checkpoints.load_altclip(found, dtype=dtype, tokenizer=tokenizer, make=make)
+        if make and vision_act is not None:
+            raise openvino_parts.refuse("vision_act")
         if vision_act is not None:
             _set_vision_act(parts["model"], vision_act)
         parts["model"].to(device)
-        return cls(**parts)
+        clip = cls(**parts)
+        if make:
+            assert clip.fingerprint  # for which alone the weights that were converted are still there
+            for tower in (clip.model.text_model, clip.model.vision_model):
+                tower.weights.clear()
+        return clip
 
     @torch.no_grad()
     def encode_text(self, text: Texts, normalize: bool = True) -> Float[Tensor, "batch dim"]:
@@ -134,6 +145,8 @@ class AltCLIP:
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """An AltCLIP folder that plain transformers opens. m18's generation head goes in as published."""
+        if self.runtime == "openvino":
+            raise openvino_parts.refuse("saving")
         state = None
         if self.generation_head is not None:
             head = {
@@ -153,6 +166,11 @@ class AltCLIP:
             )
             readme.write_text(card, encoding="utf-8")
         bundled.write_manifest(Path(folder))
+
+    @property
+    def runtime(self) -> str:
+        """What runs the towers: "torch" or "openvino"."""
+        return "openvino" if isinstance(self.model.text_model, openvino_parts.Part) else "torch"
 
     @property
     def dim(self) -> int:

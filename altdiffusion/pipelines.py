@@ -17,10 +17,12 @@ from typing import Any, TypeVar
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
-from altdiffusion import backbone, bundled, cards, checkpoints, text_adapter
+from altdiffusion import attention, backbone, bundled, cards, checkpoints, openvino_parts, text_adapter
 from altdiffusion.checkpoints import ADAPTER
 from altdiffusion.keys import has_keys, keys_once
+from altdiffusion.memory import decode_without_overflow
 from altdiffusion.model import AltCLIP
+from altdiffusion.openvino_cache import choose_runtime
 from altdiffusion.presets import PRESETS
 from altdiffusion.prompting import Prompting
 from altdiffusion.requests import Addition, BadRequest, one_of, shorten
@@ -68,6 +70,8 @@ class _Conditioned(Prompting):
     additions: tuple[tuple[Addition, ...], tuple[Addition, ...]] = ((), ())
     #: Whether cross-attention leaves out the padding of prompts (`altdiffusion.keys`): unasked, on a CPU.
     compact_keys: bool | None = None
+    #: What may run the models.
+    _runtimes: tuple[str, ...] = ("torch", "openvino")
     #: What the UNet may take: so many latents, and a mask.
     _conditions: tuple[tuple[int, int], ...] = ((1, 0),)
 
@@ -97,14 +101,17 @@ class _Conditioned(Prompting):
         revision: str | None = None,
         torch_dtype: str | torch.dtype | None = None,
         ema: bool | None = None,
+        runtime: str = "torch",
         **components: Any,
     ) -> _Pipeline:
         """The bundled model, a folder, a file or a Hub name, in any published layout (docs/weights.md).
 
         `components` (`vae=…`) replace the model's own; `tokenizer` may be the folder of one. `ema` chooses
-        the averaged weights of a training checkpoint, or the raw ones.
+        the averaged weights of a training checkpoint, or the raw ones. `runtime="openvino"` runs the models
+        by OpenVINO on the CPU, converted at the first use (docs/openvino.md).
         """
-        device = choose_device(device)
+        make = choose_runtime(runtime, device, cls._runtimes)
+        device = choose_device("cpu" if make else device)
         dtype = choose_dtype(device, dtype or torch_dtype)
         backend, _ = choose_attention(attention, device)
         known = set().union(*cls._get_signature_keys(cls))
@@ -113,25 +120,40 @@ class _Conditioned(Prompting):
             allowed = ", ".join(sorted(known))
             raise TypeError(f"{unknown[0]}: not an argument of from_pretrained; allowed parts: {allowed}")
         found = checkpoints.find(name_or_folder, revision=revision, variant=variant)
-        parts = checkpoints.load_parts(found, components, dtype=dtype, variant=variant, ema=ema)
+        components |= cls._own_parts(found.path, components, dtype, variant)
+        options = {"dtype": dtype, "variant": variant, "ema": ema, "make": make}
+        parts = checkpoints.load_parts(found, components, **options)
         pipeline: _Pipeline
-        if found.format == "stock pipeline":
+        stock = found.format == "stock pipeline"
+        if stock and not make:
             with checkpoints.quiet():
                 pipeline = super().from_pretrained(
                     str(found.path), dtype=dtype, local_files_only=True, **parts
                 )
-            pipeline._folder, pipeline._defaults = found.path, _read_defaults(found.path)
             if "text_encoder" not in components and checkpoints.adapter_config(found.path / ADAPTER):
                 text_adapter.attach(pipeline.text_encoder, text_adapter.load(found.path, dtype=dtype))
         else:
             pipeline = cls(**parts)
             name = cards.name_of(found.path if name_or_folder is None else name_or_folder)
             pipeline._card = cards.card(found.form, name, draws=True, changes=cards.SAVED)
+        if stock:
+            pipeline._folder, pipeline._defaults = found.path, _read_defaults(found.path)
         pipeline._source, pipeline._found = name_or_folder, found.path
         pipeline = pipeline.to(device)
+        if dtype == torch.float16:
+            decode_without_overflow(pipeline.vae)
+        if make:
+            _forget_weights(pipeline)
         if backend == "xformers":
             pipeline.enable_xformers_memory_efficient_attention()
         return pipeline
+
+    @classmethod
+    def _own_parts(
+        cls, folder: Path, given: dict[str, Any], dtype: torch.dtype, variant: str | None
+    ) -> dict[str, Any]:
+        """Parts that only this task has: of the folder, or made of those that are given."""
+        return {}
 
     @classmethod
     def from_altclip(
@@ -195,6 +217,8 @@ class _Conditioned(Prompting):
 
     def save_pretrained(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
         """diffusers' folder, and what came with the model: `altclip/`, `adapter/`, card, emoji, manifest."""
+        if self.runtime == "openvino":
+            raise openvino_parts.refuse("saving")
         folder = Path(save_directory)
         with checkpoints.quiet(), text_adapter.aside(self.text_encoder) as adapter:
             super().save_pretrained(save_directory, *args, **kwargs)
@@ -253,6 +277,15 @@ class _Conditioned(Prompting):
                 "'exact' is the model's own way",
                 stacklevel=3,
             )
+
+    def optimize(self, **options: Any) -> attention.Optimized:
+        """Prepares it for many pictures of one size: `width`, `height`, `batch`, `fuse`, `compile`."""
+        return attention.optimize(self, **options)
+
+    @property
+    def runtime(self) -> str:
+        """What runs the models: "torch" or "openvino"."""
+        return "openvino" if isinstance(self.unet, openvino_parts.Part) else "torch"
 
     @property
     def source(self) -> str | PathLike | None:
@@ -315,6 +348,14 @@ class AltDiffusionImg2ImgPipeline(_Conditioned, StableDiffusionImg2ImgPipeline):
 
 AltDiffusionPipeline.__name__ = StableDiffusionPipeline.__name__
 AltDiffusionImg2ImgPipeline.__name__ = StableDiffusionImg2ImgPipeline.__name__
+
+
+def _forget_weights(pipeline: Any) -> None:
+    """The weights that were converted are needed once more, to say which they are."""
+    assert pipeline.fingerprint
+    for part in pipeline.components.values():
+        if isinstance(part, openvino_parts.Part):
+            part.weights.clear()
 
 
 def _read_defaults(folder: Path) -> GenerationDefaults | None:

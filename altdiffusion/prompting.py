@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import StableDiffusionPipeline
 from jaxtyping import Float
-from torch import Tensor
-from transformers import AltCLIPTextModel
+from torch import Tensor, nn
 
 from altdiffusion import prompts
 from altdiffusion.adapters import load_lora
@@ -168,7 +167,7 @@ def _negatives(prompt: Any, negative_prompt: Any, count: int) -> list[str]:
 
 
 @contextmanager
-def _scaled_lora(text_encoder: AltCLIPTextModel | None, scale: float | None) -> Iterator[None]:
+def _scaled_lora(text_encoder: nn.Module | None, scale: float | None) -> Iterator[None]:
     from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
 
     if scale is None or text_encoder is None:

@@ -5,7 +5,7 @@ Every tensor ends under its stock name in one of the parts, or under its publish
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -82,9 +82,14 @@ class Source:
 
 
 def read(
-    layout: Layout, *, ema: bool | None = None, tokenizer: Path | None = None, variant: str | None = None
+    layout: Layout,
+    *,
+    ema: bool | None = None,
+    tokenizer: Path | None = None,
+    variant: str | None = None,
+    only: Collection[str] | None = None,
 ) -> Source:
-    """Everything at `layout.path`.
+    """Everything at `layout.path`, or of a folder `only` these parts and nothing that is left over.
 
     `ema` chooses the averaged UNet weights or the raw ones; by default a training checkpoint (D) gives the
     averaged ones and a single file (C) those that it draws with. The others are then not read; only a C read
@@ -97,7 +102,7 @@ def read(
     if layout.path.is_file():
         source = _read_file(layout, layout.format == "D" if ema is None else ema)
     elif layout.draws:
-        source = _read_pipeline(layout, variant)
+        source = _read_pipeline(layout, variant, only)
     else:
         source = _read_altclip(layout, layout.path, variant)
     if tokenizer is not None:
@@ -105,22 +110,23 @@ def read(
     return source
 
 
-def _read_pipeline(layout: Layout, variant: str | None) -> Source:
+def _read_pipeline(layout: Layout, variant: str | None, only: Collection[str] | None) -> Source:
     folder = layout.path
     left: dict[str, Any] = {}
-    parts = read_models(folder, variant, left)
-    config, tensors = (
-        read_json(folder / "text_encoder/config.json"),
-        read_folder(folder / "text_encoder", variant),
-    )
-    if layout.format == "B":
-        parts["text_encoder"] = _text_part(config, tensors, layout.form, left)
-    else:
-        tensors = {towers.in_memory(name): value for name, value in tensors.items()}
-        parts["text_encoder"] = Part(config, {n: v for n, v in tensors.items() if not _COMPUTED.search(n)})
+    parts = read_models(folder, variant, left, only)
+    if only is None or "text_encoder" in only:
+        place = folder / "text_encoder"
+        config, tensors = read_json(place / "config.json"), read_folder(place, variant)
+        if layout.format == "B":
+            parts["text_encoder"] = _text_part(config, tensors, layout.form, left)
+        else:
+            tensors = {towers.in_memory(name): value for name, value in tensors.items()}
+            stock = {name: value for name, value in tensors.items() if not _COMPUTED.search(name)}
+            parts["text_encoder"] = Part(config, stock)
+    if only is None and layout.format != "B":
         left |= _stored(folder)
     processors = processor(folder / "feature_extractor", "feature_extractor")
-    if (folder / "altclip").is_dir():
+    if (folder / "altclip").is_dir() and (only is None or "altclip" in only):
         altclip = _read_altclip(layout, folder / "altclip", variant)
         parts["altclip"] = altclip.parts["altclip"]
         processors |= altclip.processors
@@ -128,11 +134,13 @@ def _read_pipeline(layout: Layout, variant: str | None) -> Source:
     return Source(layout, parts, left, scheduler, folder / "tokenizer", processors)
 
 
-def read_models(folder: Path, variant: str | None, left: dict[str, Any]) -> dict[str, Part]:
+def read_models(
+    folder: Path, variant: str | None, left: dict[str, Any], only: Collection[str] | None = None
+) -> dict[str, Part]:
     """The models of a pipeline folder that every Stable Diffusion has: all but the text encoder."""
     parts = {}
     for name in ("unet", "vae", "safety_checker", "image_encoder"):
-        if (folder / name / "config.json").is_file():
+        if (folder / name / "config.json").is_file() and (only is None or name in only):
             tensors = read_folder(folder / name, variant)
             parts[name] = Part(read_json(folder / name / "config.json"), _named(name, tensors, left))
     return parts

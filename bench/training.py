@@ -34,6 +34,7 @@ from torch import nn
 from tqdm import tqdm
 
 from bench import training_ways as ways
+from bench.limits import resident
 from bench.report import RESULTS, replace_section
 from bench.training_models import SHAPES, Models
 from bench.training_ways import Part
@@ -150,12 +151,6 @@ def time_parts(stage: Stage, shape: str, batch: int, rounds: int, bar: tqdm) -> 
             del models, parts
             gc.collect()
     return seconds
-
-
-def resident(field: str) -> int:
-    """Bytes: VmRSS now, or VmHWM, the most since it was last set back."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def peak(stage: Stage, way: str, shape: str, batch: int) -> dict[str, int]:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from altdiffusion.checkpoints import find, is_hub_name, resolve, wanted
+from altdiffusion.checkpoints import find, is_hub_name, resolve
+from altdiffusion.hub import wanted
 
 SHA = "b3c429d6aa48346ab421ea314375d4a10b9b66e9"
 OTHER = "0" * 40

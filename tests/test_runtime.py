@@ -28,8 +28,11 @@ def test_cuda_is_refused_where_there_is_none():
         choose_device("cuda")
 
 
-def test_the_cpu_computes_in_float32_unless_asked():
-    assert choose_dtype("cpu") == choose_dtype("cpu", "auto") == torch.float32
+@pytest.mark.parametrize(("units", "auto"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_the_cpu_computes_in_float32_unless_asked_and_auto_is_the_fastest(monkeypatch, units, auto):
+    monkeypatch.setattr(runtime, "has_bfloat16", lambda: units)
+    assert choose_dtype("cpu") == torch.float32
+    assert choose_dtype("cpu", "auto") == auto
 
 
 @pytest.mark.parametrize("name", ["fp16", "float16", torch.float16])

@@ -1,0 +1,135 @@
+"""Times whole processes, from nothing to a saved picture: ours, diffusers' and their imports alone.
+
+    python -m bench.startup [--rounds 5] [--threads 1] [-o report.json] [--write]
+
+The bundled model with its own defaults: `altdiffusion generate`, against a script that does the same with
+plain diffusers on the same weights. The processes take turns, in an order that is reversed each round, after
+one round that is not counted and leaves all files in memory. Figures are medians: seconds of CPU time, of the
+process and the system, and seconds by the clock, which other work on the machine lengthens.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from altdiffusion import bundled
+from bench.report import RESULTS, replace_part
+
+PROMPT, SEED = "a lobster", 7
+IMPORTS = "import torch; from diffusers import StableDiffusionPipeline"
+STOCK = f"""
+import sys, torch
+from diffusers import StableDiffusionPipeline
+folder, picture, steps, scale = sys.argv[1:]
+pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+drawn = pipeline({PROMPT!r}, num_inference_steps=int(steps), guidance_scale=float(scale),
+                 generator=torch.manual_seed({SEED}))
+drawn.images[0].save(picture)
+"""
+#: What the design asks for: at most the imports and so many seconds, and so much of diffusers' own script.
+MORE_THAN_IMPORTS, OF_STOCK = 3.0, 0.9
+
+
+def commands(folder: Path) -> dict[str, list[str]]:
+    """What is timed; ours is last."""
+    defaults = bundled.card()["defaults"]
+    numbers = [str(defaults["steps"]), str(defaults["guidance_scale"])]
+    ours = [sys.executable, "-m", "altdiffusion", "generate", PROMPT, "--seed", str(SEED), "-o", str(folder)]
+    return {
+        "import torch and StableDiffusionPipeline": [sys.executable, "-c", IMPORTS],
+        "script with diffusers": [
+            sys.executable, "-c", STOCK, str(bundled.FOLDER), str(folder / "stock.png"), *numbers,
+        ],
+        "altdiffusion --help": [sys.executable, "-m", "altdiffusion", "--help"],
+        "altdiffusion generate": ours,
+    }  # fmt: skip
+
+
+def measure(rounds: int, threads: int) -> dict[str, Any]:
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    took: dict[str, list[tuple[float, float]]] = {}
+    with tempfile.TemporaryDirectory() as folder, tqdm(disable=None, unit="process") as bar:
+        calls = commands(Path(folder))
+        for number in range(rounds + 1):
+            for name in calls if number % 2 else reversed(calls):
+                bar.set_postfix_str(name)
+                before, start = _children(), time.perf_counter()
+                subprocess.run(calls[name], env=environment, capture_output=True, check=True)
+                took.setdefault(name, []).append((_children() - before, time.perf_counter() - start))
+                bar.update()
+        assert list(Path(folder).glob("a-lobster*.png")), "nothing was drawn"
+    rows = [
+        {"way": name, "cpu_s": _median(took[name], 0), "wall_s": _median(took[name], 1)} for name in calls
+    ]
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    made = {
+        "commit": commit.stdout.strip(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPU threads, {threads} used",
+        **{name: version(name) for name in ("torch", "diffusers", "transformers")},
+    }
+    return {"rounds": rounds, "rows": rows, "made with": made}
+
+
+def _median(took: list[tuple[float, float]], which: int) -> float:
+    return round(statistics.median(pair[which] for pair in took[1:]), 3)
+
+
+def _children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def table(report: dict[str, Any]) -> str:
+    seconds = {row["way"]: row for row in report["rows"]}
+    imports, stock, _, ours = (row["cpu_s"] for row in report["rows"])
+    lines = ["| process | CPU s | s by the clock | CPU of ours |", "|---|---|---|---|"]
+    lines += [
+        f"| {name} | {row['cpu_s']:.2f} | {row['wall_s']:.2f} | {row['cpu_s'] / ours:.2f} |"
+        for name, row in seconds.items()
+    ]
+    made = report["made with"]
+    lines += [
+        "",
+        f"- ours is {ours - imports:+.2f} s from the imports alone (wanted: at most {MORE_THAN_IMPORTS:+g}) "
+        f"and {ours / stock:.2f} of diffusers' script (wanted: at most {OF_STOCK:g})",
+        f"- `{report['command']}`, {report['rounds']} rounds, commit {made['commit']}, {made['machine']}, "
+        f"torch {made['torch']}, diffusers {made['diffusers']}, transformers {made['transformers']}",
+    ]
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="of each process: OMP_NUM_THREADS")
+    parser.add_argument("-o", "--output", type=Path, help="report as JSON")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/results.md")
+    arguments = parser.parse_args()
+    report = measure(arguments.rounds, arguments.threads)
+    report["command"] = " ".join(["python -m bench.startup", *sys.argv[1:]])
+    if arguments.output:
+        arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(table(report))
+    if arguments.write:
+        document = RESULTS.read_text(encoding="utf-8")
+        RESULTS.write_text(replace_part(document, "start-up", table(report)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
