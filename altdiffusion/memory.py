@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 #: Tensors as large as the decoder's widest at full size that are there at a time: the input and output of a
-#: convolution, and what its kernel needs. Measured: docs/results.md.
+#: convolution, and what its kernel needs. Measured of Stable Diffusion 1's in float32: 4.2 at 256 pixels and
+#: 3.9 at 384.
 _ALIVE = 4
 #: Share of the free memory that decoding may take.
 _SHARE = 0.8
