@@ -20,7 +20,7 @@ from .handling import (
     given,
     known_tags,
     picture_file,
-    stopped,
+    stops,
     table,
 )
 from .i18n import EXAMPLES, say, text, visitor_language
@@ -60,11 +60,11 @@ def build(service: Any) -> None:
         [grid, status, scores], api_name="compare", **RAW,
     )  # fmt: skip
     event.success(_tables, scores, tables, **HELPER)
-    mixing = _mixing(service, seed, steps)
-    stop.click(stopped, None, status, cancels=[event, mixing], **HELPER)
+    mixing, mix_status = _mixing(service, seed, steps)
+    stops(stop, (event, status), (mixing, mix_status))
 
 
-def _mixing(service: Any, seed: gr.Number, steps: gr.Number) -> Any:
+def _mixing(service: Any, seed: gr.Number, steps: gr.Number) -> tuple[Any, gr.HTML]:
     with gr.Accordion(text("mix"), open=True, elem_id="ad-mix"), gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
             first = gr.Textbox(EXAMPLES["en"][0], label=text("mix_first"))
@@ -76,10 +76,11 @@ def _mixing(service: Any, seed: gr.Number, steps: gr.Number) -> Any:
             mixed = gr.Gallery(
                 label=text("gallery"), columns=2, buttons=["download"], elem_id="ad-mixed", **PICTURES
             )
-    return gr.on(
+    event = gr.on(
         [share.release, run.click], _Handler(service).mix, [first, second, share, seed, steps],
         [mixed, status], api_name="mix", trigger_mode="always_last", **RAW,
     )  # fmt: skip
+    return event, status
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from .handling import (
     followed,
     given,
     picture_file,
-    stopped,
+    stops,
     upload_path,
     uploaded,
 )
@@ -78,7 +78,7 @@ def build(service: Any, page: gr.Blocks) -> Parts:
     )  # fmt: skip
     event.success(history.remember, [history.kept, made], [history.kept, history.view], **HELPER)
     history.wire(page, settings, random)
-    stop.click(stopped, None, status, cancels=[event], **HELPER)
+    stops(stop, (event, status))
     random.input(None, [random, used], settings["seed"], js=_TICKED_JS, api_visibility="private")
     settings["seed"].input(None, settings["seed"], random, js=_TYPED_JS, api_visibility="private")
     return Parts(settings, random, start)

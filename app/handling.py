@@ -168,9 +168,19 @@ class Teller:
         return f'{self.line(line)}{bar}<div class="ad-previews">{self.previews}</div>'
 
 
-def stopped(request: gr.Request) -> str:
-    """What Stop shows."""
-    return Teller.line(say("cancelled", visitor_language(request)))
+def stops(stop: gr.Button, *drawings: tuple[Any, gr.HTML]) -> None:
+    """Stop ends drawings; and where one ends without a picture, by Stop or an error, its bar goes.
+
+    This follows the drawing's end, not the click: news on their way would come after it.
+    """
+    stop.click(None, None, None, cancels=[event for event, _ in drawings], api_visibility="private")
+    for event, status in drawings:
+        event.then(_ended, status, status, **HELPER)
+        event.failure(_ended, status, status, **HELPER)
+
+
+def _ended(shown: Any, request: gr.Request) -> Any:
+    return Teller.line(say("cancelled", visitor_language(request))) if "ad-bar" in str(shown) else gr.skip()
 
 
 def followed(ticket: Any, teller: Teller) -> Iterator[tuple[str, Any]]:
