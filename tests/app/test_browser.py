@@ -1,12 +1,13 @@
 """Visitors' journeys through the page, in a real browser over the bundled model.
 
-One browser and one app serve the whole file. Every journey also checks what no visitor should meet: an error
-in the console, a request to another host, a page wider than its window.
+One browser and one app serve the whole file, and one page all visitors of a language, who find it as new, but
+for the history: to load it into an empty browser is what costs. Every journey also checks what no visitor
+should meet: an error in the console, a request to another host, a page wider than its window.
 """
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from altdiffusion import bundled, read_provenance
+from altdiffusion import GenerateRequest, bundled, read_provenance, save_png
 
 pytest.importorskip("gradio", reason="needs the extra app: pip install 'altdiffusion[app]'")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: make test installs it")
@@ -49,40 +50,80 @@ def app() -> Iterator[SimpleNamespace]:
         demo.close()
 
 
+@dataclass
+class Visitors:
+    """Opens the page as a visitor of a language, and knows what went wrong unseen."""
+
+    app: SimpleNamespace
+    pages: dict[str, Any] = field(default_factory=dict)
+    trouble: list[str] = field(default_factory=list)
+
+    def __call__(self, locale: str = "en-US", width: int = 1280, scheme: str = "light") -> Any:
+        page = self.pages.get(locale)
+        if page is None or page.is_closed():
+            page = self.pages[locale] = self._opened(locale)
+        page.context.clear_cookies()
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)
+        page.goto(self.app.url)
+        page.wait_for_selector("#ad-generate")
+        page.wait_for_function("document.documentElement.dir !== ''")
+        return page
+
+    def _opened(self, locale: str) -> Any:
+        known = self.pages.get(locale)
+        page = (known.context if known else self.app.browser.new_context(locale=locale)).new_page()
+        page.set_default_timeout(PATIENCE)
+        page.on("pageerror", lambda error: self.trouble.append(f"error: {error}"))
+        page.on("console", lambda line: self.trouble.append(line.text) if line.type == "error" else None)
+        page.on("request", lambda asked: self.trouble.extend(foreign(asked.url, self.app.url)))
+        return page
+
+
+@pytest.fixture(scope="module")
+def visitors(app: SimpleNamespace) -> Visitors:
+    return Visitors(app)
+
+
 @pytest.fixture
-def visit(app: SimpleNamespace) -> Iterator[Callable[..., Any]]:
-    """Opens the page as a visitor of a language, and at the end looks at what went wrong unseen."""
-    with contextlib.ExitStack() as stack:
+def visit(visitors: Visitors) -> Iterator[Visitors]:
+    yield visitors
+    trouble, visitors.trouble = visitors.trouble, []
+    assert not trouble
 
-        def open_page(locale: str = "en-US", width: int = 1280, **more: Any) -> Any:
-            viewport = {"width": width, "height": 900}
-            context = app.browser.new_context(locale=locale, viewport=viewport, **more)
-            stack.callback(context.close)
-            page = context.new_page()
-            page.set_default_timeout(PATIENCE)
-            trouble: list[str] = []
-            stack.callback(lambda: pytest.fail("; ".join(trouble)) if trouble else None)
-            page.on("pageerror", lambda error: trouble.append(f"error: {error}"))
-            page.on("console", lambda line: trouble.append(line.text) if line.type == "error" else None)
-            page.on(
-                "request", lambda asked: trouble.append(asked.url) if foreign(asked.url, app.url) else None
-            )
-            page.goto(app.url)
-            page.wait_for_selector("#ad-generate")
-            page.wait_for_function("document.documentElement.dir !== ''")
-            return page
 
-        yield open_page
+@pytest.fixture(scope="module")
+def lobster(app: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    *_, result = app.service.generate(GenerateRequest(prompt="a lobster", seed=7))
+    (picture,) = result.pictures
+    path = tmp_path_factory.mktemp("drawn") / "lobster.png"
+    save_png(picture.image, path, picture.provenance)
+    return path
 
 
 def foreign(address: str, home: str) -> list[str]:
     return [] if address.startswith((home, "data:", "blob:")) else [address]
 
 
+def steps(page: Any, number: str) -> None:
+    """20 say no more than these where the picture does not matter."""
+    box = page.locator("#ad-advanced input[type=number]").first
+    if not box.is_visible():
+        page.click("#ad-advanced button")
+    box.fill(number)
+
+
 def draw(page: Any, prompt: str) -> None:
     page.fill("#ad-prompt textarea", prompt)
     page.keyboard.press("Control+Enter")
     page.wait_for_selector("#ad-gallery img")
+
+
+def drawn(page: Any, folder: Path) -> Path:
+    """The picture as a visitor downloads it."""
+    address = page.get_attribute("#ad-gallery img", "src")
+    (folder / "drawn.png").write_bytes(page.request.get(address).body())
+    return folder / "drawn.png"
 
 
 def tab(page: Any, number: int) -> None:
@@ -103,21 +144,20 @@ def fits(page: Any) -> bool:
     ],
 )
 def test_a_visitor_draws_in_the_own_language(
-    visit: Callable, locale: str, prompt: str, button: str, done: str, direction: str, tmp_path: Path
+    visit: Visitors, locale: str, prompt: str, button: str, done: str, direction: str, tmp_path: Path
 ):
     page = visit(locale)
     assert button in page.inner_text("#ad-generate")
     assert page.evaluate("document.documentElement.dir") == direction
+    steps(page, "5")
     draw(page, prompt)
     assert done in page.inner_text("#ad-status") and fits(page)
-    address = page.get_attribute("#ad-gallery img", "src")
-    (tmp_path / "drawn.png").write_bytes(page.request.get(address).body())
-    made = read_provenance(tmp_path / "drawn.png")
+    made = read_provenance(drawn(page, tmp_path))
     assert made.prompt == prompt and str(made.seed) == page.input_value("#ad-used :is(input, textarea)")
-    assert page.get_attribute("#ad-kept img", "alt") == prompt
+    page.wait_for_selector(f"#ad-kept img[alt='{prompt}']")
 
 
-def test_previews_come_while_it_is_drawn(visit: Callable):
+def test_previews_come_while_it_is_drawn(visit: Visitors):
     page = visit()
     page.evaluate("""() => {
       window.seen = new Set();
@@ -125,54 +165,45 @@ def test_previews_come_while_it_is_drawn(visit: Callable):
       const look = () => images().forEach((image) => window.seen.add(image.src));
       new MutationObserver(look).observe(document.body, { subtree: true, childList: true, attributes: true });
     }""")
+    steps(page, "20")
     draw(page, "a red apple")
     assert page.evaluate("window.seen.size") >= 5  # of 10 that 20 steps give; a slow browser may skip some
 
 
-def test_stop_leaves_the_model_idle(visit: Callable, app: SimpleNamespace):
+@pytest.mark.parametrize("way", ["stop", "closed tab"])
+def test_the_model_is_idle_when_its_visitor_is_gone(visit: Visitors, app: SimpleNamespace, way: str):
     page = visit()
     page.click("#ad-advanced button")
     page.get_by_label("Number of pictures").fill("16")
     page.fill("#ad-prompt textarea", "a cat")
     page.click("#ad-generate")
-    page.wait_for_selector("#ad-status img")
-    page.click("#ad-stop")
-    page.wait_for_function("document.querySelector('#ad-status').innerText.includes('Stopped.')")
-    deadline = time.monotonic() + 10
-    while app.service.health()["drawing"] and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert app.service.health()["drawing"] == 0
-    assert page.locator("#ad-gallery img").count() == 0
-
-
-def test_a_closed_tab_leaves_the_model_idle(visit: Callable, app: SimpleNamespace):
-    page = visit()
-    page.click("#ad-advanced button")
-    page.get_by_label("Number of pictures").fill("16")
-    page.fill("#ad-prompt textarea", "a cat")
-    page.click("#ad-generate")
-    page.wait_for_selector("#ad-status img")
-    page.close()
+    page.wait_for_selector("#ad-status .ad-previews img")
+    if way == "stop":
+        page.click("#ad-stop")
+        page.wait_for_function("document.querySelector('#ad-status').innerText.includes('Stopped.')")
+        assert page.locator("#ad-gallery img").count() == 0
+    else:
+        page.close()
     deadline = time.monotonic() + 10
     while app.service.health()["drawing"] and time.monotonic() < deadline:
         time.sleep(0.05)
     assert app.service.health()["drawing"] == 0
 
 
-def test_settings_are_reused_from_history_and_from_a_picture(visit: Callable, tmp_path: Path):
+def test_settings_are_reused_from_history_and_from_a_picture(visit: Visitors, tmp_path: Path):
     page = visit()
-    page.click("#ad-advanced button")
-    page.get_by_label("Steps", exact=True).fill("9")
+    steps(page, "9")
     draw(page, "a green apple")
     seed = page.input_value("#ad-used :is(input, textarea)")
-    (tmp_path / "a.png").write_bytes(page.request.get(page.get_attribute("#ad-gallery img", "src")).body())
+    picture = drawn(page, tmp_path)
+    page.wait_for_selector("#ad-kept img[alt='a green apple']")
     page.reload()
-    page.wait_for_selector("#ad-kept img")
+    page.wait_for_selector("#ad-kept img[alt='a green apple']")
     page.click("#ad-kept button")
     page.wait_for_function("document.querySelector('#ad-prompt textarea').value === 'a green apple'")
     page.fill("#ad-prompt textarea", "")
     tab(page, 4)
-    page.set_input_files("#ad-read input[type=file]", tmp_path / "a.png")
+    page.set_input_files("#ad-read input[type=file]", picture)
     page.wait_for_selector("#ad-told dl")
     assert seed in page.inner_text("#ad-told")
     page.click("#ad-reuse")
@@ -183,11 +214,11 @@ def test_settings_are_reused_from_history_and_from_a_picture(visit: Callable, tm
     assert not page.get_by_label("Random seed").is_checked()
 
 
-def test_languages_are_compared_and_mixed(visit: Callable):
+def test_languages_are_compared_and_mixed(visit: Visitors):
     page = visit("de-DE")
     tab(page, 1)
     page.fill("#ad-versions textarea", "en: lobster\nzh: 龙虾\nar: كركند")
-    page.get_by_label("Schritte", exact=True).nth(0).fill("6")
+    page.get_by_label("Schritte", exact=True).nth(0).fill("5")
     page.click("#ad-compare")
     page.wait_for_selector("#ad-tables table")
     assert page.locator("#ad-tables td").count() == 2 * 10
@@ -198,7 +229,7 @@ def test_languages_are_compared_and_mixed(visit: Callable):
     assert fits(page)
 
 
-def test_names_of_the_bundled_model_are_filled_in(visit: Callable):
+def test_names_of_the_bundled_model_are_filled_in(visit: Visitors):
     page = visit()
     tab(page, 1)
     page.fill("#ad-one :is(input, textarea)", "rainbow")
@@ -206,7 +237,7 @@ def test_names_of_the_bundled_model_are_filled_in(visit: Callable):
     page.wait_for_function("document.querySelector('#ad-versions textarea').value.includes('彩虹')")
 
 
-def test_pictures_are_found_and_started_from(visit: Callable, tmp_path: Path):
+def test_pictures_are_found_and_started_from(visit: Visitors, tmp_path: Path):
     page = visit()
     tab(page, 2)
     page.fill("#ad-query :is(input, textarea)", "fraise")
@@ -217,19 +248,19 @@ def test_pictures_are_found_and_started_from(visit: Callable, tmp_path: Path):
     page.get_by_role("button", name="Find similar").click()
     page.wait_for_selector("#ad-query-picture img")
     page.wait_for_function("document.querySelector('#ad-query :is(input, textarea)').value === ''")
-    page.wait_for_timeout(500)
+    playwright.expect(page.get_by_role("button", name="Find similar")).to_be_disabled(timeout=PATIENCE)
     page.locator("#ad-results .thumbnail-item").first.click()
     page.get_by_role("button", name="Use as start picture").click()
     page.wait_for_selector("#ad-prompt textarea", state="visible")
+    steps(page, "5")
     draw(page, "a strawberry")
-    picture = page.request.get(page.get_attribute("#ad-gallery img", "src")).body()
-    (tmp_path / "drawn.png").write_bytes(picture)
-    assert read_provenance(tmp_path / "drawn.png").strength == 0.8
+    assert read_provenance(drawn(page, tmp_path)).strength == 0.8
 
 
-def test_only_the_painted_part_is_drawn_anew(visit: Callable, tmp_path: Path):
+def test_only_the_painted_part_is_drawn_anew(visit: Visitors, tmp_path: Path):
     Image.new("RGB", (64, 64), "teal").save(tmp_path / "teal.png")
     page = visit()
+    steps(page, "5")
     page.click("#ad-start button")
     page.wait_for_selector("#ad-editor canvas")
     page.set_input_files("#ad-editor input[type=file]", tmp_path / "teal.png")
@@ -240,20 +271,15 @@ def test_only_the_painted_part_is_drawn_anew(visit: Callable, tmp_path: Path):
     page.mouse.move(box["x"] + box["width"] / 2 + 5, box["y"] + box["height"] / 2 + 5, steps=3)
     page.mouse.up()
     draw(page, "a lobster")
-    (tmp_path / "drawn.png").write_bytes(
-        page.request.get(page.get_attribute("#ad-gallery img", "src")).body()
-    )
-    drawn = Image.open(tmp_path / "drawn.png").convert("RGB")
-    assert drawn.getpixel((0, 0)) == (0, 128, 128)
-    assert sum(drawn.getpixel((x, y)) != (0, 128, 128) for x in range(64) for y in range(64)) > 20
+    picture = Image.open(drawn(page, tmp_path)).convert("RGB")
+    assert picture.getpixel((0, 0)) == (0, 128, 128)
+    assert sum(picture.getpixel((x, y)) != (0, 128, 128) for x in range(64) for y in range(64)) > 20
 
 
-def test_a_picture_is_classified(visit: Callable, tmp_path: Path):
+def test_a_picture_is_classified(visit: Visitors, lobster: Path):
     page = visit()
-    draw(page, "a lobster")
-    (tmp_path / "a.png").write_bytes(page.request.get(page.get_attribute("#ad-gallery img", "src")).body())
     tab(page, 3)
-    page.set_input_files("#ad-classified input[type=file]", tmp_path / "a.png")
+    page.set_input_files("#ad-classified input[type=file]", lobster)
     page.fill("#ad-labels textarea", "en: lobster\nen: rainbow\nzh: 龙虾\nzh: 彩虹")
     page.wait_for_selector("#ad-classified img")
     page.click("#ad-classify")
@@ -261,9 +287,9 @@ def test_a_picture_is_classified(visit: Callable, tmp_path: Path):
     assert "lobster" in page.inner_text("#ad-ranked") and "龙虾" in page.inner_text("#ad-agreement")
 
 
-def test_the_language_is_chosen_and_kept(visit: Callable):
-    page = visit("fr-FR")
-    assert page.evaluate("document.documentElement.lang") == "fr"
+def test_the_language_is_chosen_and_kept(visit: Visitors):
+    page = visit("de-DE")
+    assert page.evaluate("document.documentElement.lang") == "de"
     page.click("#ad-language input")
     page.get_by_role("option", name="العربية").click()
     page.wait_for_function("document.documentElement.dir === 'rtl'")
@@ -272,32 +298,29 @@ def test_the_language_is_chosen_and_kept(visit: Callable):
     page.wait_for_function("document.documentElement.dir === 'rtl'")
     page.fill("#ad-prompt textarea", "")
     page.click("#ad-generate")
-    words = page.wait_for_selector(
-        ".toast-message-text"
-    ).inner_text()  # by the server, in the chosen language
+    # By the server, in the chosen language.
+    words = page.wait_for_selector(".toast-message-text").inner_text()
     assert any("\u0600" <= letter <= "\u06ff" for letter in words)
 
 
-def test_a_refusal_is_shown_in_words(visit: Callable):
+def test_a_refusal_is_shown_in_words(visit: Visitors):
     page = visit("th-TH")
-    page.click("#ad-advanced button")
-    page.locator("#ad-advanced input[type=number]").first.fill("7.5")
+    steps(page, "7.5")
     page.fill("#ad-prompt textarea", "x")
     page.click("#ad-generate")
     assert "7.5" in page.wait_for_selector(".toast-message-text").inner_text()
 
 
-def test_a_telephone_shows_one_column(visit: Callable):
-    page = visit("de-DE", 390, color_scheme="dark")
+def test_a_telephone_shows_one_column(visit: Visitors):
+    page = visit("de-DE", 390, "dark")
+    steps(page, "5")
     draw(page, "ein Hummer")
-    page.click("#ad-advanced button")
-    page.wait_for_timeout(300)
     left = {selector: page.locator(selector).bounding_box() for selector in ("#ad-prompt", "#ad-gallery")}
     assert fits(page) and left["#ad-gallery"]["y"] > left["#ad-prompt"]["y"] + left["#ad-prompt"]["height"]
     assert page.evaluate("document.body.classList.contains('dark')")
 
 
-def test_every_control_has_a_name_for_those_who_cannot_see_it(visit: Callable):
+def test_every_control_has_a_name_for_those_who_cannot_see_it(visit: Visitors):
     page = visit()
     page.click("#ad-advanced button")
     unnamed = page.evaluate("""() => [...document.querySelectorAll("button, input, textarea, img")]
