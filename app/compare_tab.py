@@ -13,6 +13,7 @@ from .handling import (
     ENDONYMS,
     HELPER,
     PICTURES,
+    PRESET,
     RAW,
     Teller,
     as_text,
@@ -20,6 +21,7 @@ from .handling import (
     given,
     known_tags,
     picture_file,
+    preset_menu,
     stops,
     table,
 )
@@ -42,7 +44,8 @@ def build(service: Any) -> None:
             )  # fmt: skip
             with gr.Row():
                 seed = gr.Number(7, label=text("seed"), min_width=100)
-                steps = gr.Number(service.info.generation_defaults.steps, label=text("steps"), min_width=100)
+                steps = gr.Number(label=text("steps"), min_width=100)
+            preset = preset_menu(service.info.generation_defaults, steps)
             with gr.Row():
                 run = gr.Button(text("compare"), variant="primary", min_width=120, elem_id="ad-compare")
                 stop = gr.Button(text("stop"), variant="stop", min_width=120)
@@ -56,15 +59,15 @@ def build(service: Any) -> None:
             tables = gr.HTML(elem_id="ad-tables")
     fill.click(_Handler(service).fill, [prompt, tags], versions, preprocess=False, **HELPER)
     event = gr.on(
-        [run.click, versions.submit], _Handler(service).compare, [versions, seed, steps],
+        [run.click, versions.submit], _Handler(service).compare, [versions, seed, steps, preset],
         [grid, status, scores], api_name="compare", **RAW,
     )  # fmt: skip
     event.success(_tables, scores, tables, **HELPER)
-    mixing, mix_status = _mixing(service, seed, steps)
+    mixing, mix_status = _mixing(service, [seed, steps, preset])
     stops(stop, (event, status), (mixing, mix_status))
 
 
-def _mixing(service: Any, seed: gr.Number, steps: gr.Number) -> tuple[Any, gr.HTML]:
+def _mixing(service: Any, settings: list[Any]) -> tuple[Any, gr.HTML]:
     with gr.Accordion(text("mix"), open=True, elem_id="ad-mix"), gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
             first = gr.Textbox(EXAMPLES["en"][0], label=text("mix_first"))
@@ -77,7 +80,7 @@ def _mixing(service: Any, seed: gr.Number, steps: gr.Number) -> tuple[Any, gr.HT
                 label=text("gallery"), columns=2, buttons=["download"], elem_id="ad-mixed", **PICTURES
             )
     event = gr.on(
-        [share.release, run.click], _Handler(service).mix, [first, second, share, seed, steps],
+        [share.release, run.click], _Handler(service).mix, [first, second, share, *settings],
         [mixed, status], api_name="mix", trigger_mode="always_last", **RAW,
     )  # fmt: skip
     return event, status
@@ -88,7 +91,12 @@ class _Handler:
     service: Any
 
     def compare(
-        self, versions: str, seed: int = 7, steps: int | None = None, request: gr.Request | None = None
+        self,
+        versions: str,
+        seed: int = 7,
+        steps: int | None = None,
+        preset: str = PRESET,
+        request: gr.Request | None = None,
     ) -> Iterator[tuple]:
         """Draw the same prompt in several languages from one seed, and compare texts and pictures.
 
@@ -97,14 +105,17 @@ class _Handler:
         Args:
             versions: Lines of `tag: prompt`, as `en: lobster`, one for each language.
             seed: All pictures'; -1 draws one.
-            steps: Steps from noise to picture; null is the model's own number.
+            steps: Steps from noise to picture; null is the preset's number.
+            preset: A way to draw: exact, default or fast.
         """
         prompts = {}
         for tag, found in prompts_by_language(as_text(versions, "versions"), "versions").items():
             if len(found) > 1:
                 raise BadRequest(f"versions: {shorten(tag)} twice; allowed one line for each language")
             prompts[tag] = found[0]
-        asked = GenerateRequest.build(prompt=next(iter(prompts.values())), **given(seed=seed, steps=steps))
+        asked = GenerateRequest.build(
+            prompt=next(iter(prompts.values())), **given(seed=seed, steps=steps, preset=preset)
+        )
         ticket = self.service.compare(prompts, asked)
         for shown, result in followed(ticket, Teller(visitor_language(request))):
             if result is None:
@@ -122,6 +133,7 @@ class _Handler:
         share: float = 0.5,
         seed: int = 7,
         steps: int | None = None,
+        preset: str = PRESET,
         request: gr.Request | None = None,
     ) -> Iterator[tuple]:
         """Draw a picture on the way from one prompt to another, perhaps in another language.
@@ -133,10 +145,11 @@ class _Handler:
             second: Where it ends.
             share: How far to go, from 0 to 1.
             seed: The picture's; -1 draws one.
-            steps: Steps from noise to picture; null is the model's own number.
+            steps: Steps from noise to picture; null is the preset's number.
+            preset: A way to draw: exact, default or fast.
         """
         asked = GenerateRequest.build(
-            prompt=first, mix=second, mix_share=share, **given(seed=seed, steps=steps)
+            prompt=first, mix=second, mix_share=share, **given(seed=seed, steps=steps, preset=preset)
         )
         for shown, result in followed(self.service.generate(asked), Teller(visitor_language(request))):
             files = gr.skip() if result is None else [picture_file(picture) for picture in result.pictures]

@@ -8,6 +8,7 @@ import base64
 import contextlib
 import html
 import io
+import json
 import math
 import secrets
 import time
@@ -21,10 +22,11 @@ from PIL import Image
 
 from altdiffusion.images import file_stem, open_image, save_png
 from altdiffusion.languages import LANGUAGES
+from altdiffusion.presets import PRESETS
 from altdiffusion.requests import BadRequest, shorten
 from altdiffusion.serving import Compared, Drawing, Drawn, Waiting
 
-from .i18n import say, translate, visitor_language
+from .i18n import say, text, translate, visitor_language
 
 #: For every event: streams, and hands raw values to our own checks.
 RAW: dict[str, Any] = {
@@ -38,6 +40,9 @@ HELPER: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"
 PICTURES: dict[str, Any] = {
     "format": "png", "height": "auto", "object_fit": "contain", "fit_columns": False, "interactive": False,
 }  # fmt: skip
+#: The way to draw that the page and its endpoints begin with.
+PRESET = "default"
+_PRESETS = ("preset_exact", "preset_default", "preset_fast")
 ENDONYMS = [(row.endonym, row.tag) for row in LANGUAGES.values()]
 
 
@@ -166,6 +171,22 @@ class Teller:
             f'<span style="width:{percent}%"></span></div>'
         )
         return f'{self.line(line)}{bar}<div class="ad-previews">{self.previews}</div>'
+
+
+def preset_menu(own: Any, *boxes: Any) -> gr.Dropdown:
+    """Fills in its `boxes`, of the steps and, where there is one, of the scheduler; `own` is the model's."""
+    values = {name: [one.steps or own.steps, one.scheduler or ""] for name, one in PRESETS.items()}
+    for box, value in zip(boxes, values[PRESET], strict=False):
+        box.value = value
+    menu = gr.Dropdown(
+        [(text(key), key.removeprefix("preset_")) for key in _PRESETS], value=PRESET, label=text("preset"),
+        info=text("preset_help"), min_width=140,
+    )  # fmt: skip
+    wanted = "[name]" if len(boxes) > 1 else "[name][0]"
+    menu.input(
+        None, menu, list(boxes), js=f"(name) => ({json.dumps(values)}){wanted}", api_visibility="private"
+    )
+    return menu
 
 
 def stops(stop: gr.Button, *drawings: tuple[Any, gr.HTML]) -> None:

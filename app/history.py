@@ -13,17 +13,9 @@ from .i18n import say, text, visitor_language
 _MOST = 24  # pictures, some 3 kB each; browsers keep 5 MB for a page
 #: What of a picture's making is kept, and set again by "reuse"; for what is missing, None is the model's own.
 REUSED: dict[str, Any] = {
-    "prompt": "",
-    "negative_prompt": "",
-    "steps": None,
-    "guidance_scale": None,
-    "width": None,
-    "height": None,
-    "seed": -1,
-    "scheduler": "",
-    "clip_skip": 0,
-    "weighting": False,
-}
+    "prompt": "", "negative_prompt": "", "steps": None, "guidance_scale": None, "width": None, "height": None,
+    "seed": -1, "scheduler": "", "preset": "exact", "clip_skip": 0, "weighting": False,
+}  # fmt: skip
 _CLICK_JS = """element.addEventListener("click", (event) => {
   const button = event.target.closest("button[data-number]");
   if (button) trigger("click", { number: Number(button.dataset.number) });
@@ -63,9 +55,9 @@ class History:
             return f"<p>{html.escape(say('history_empty', tag))}</p>"
         reuse = say("reuse", tag)
         buttons = [
-            f'<button type="button" data-number="{number}" title="{_quoted(entry["prompt"])}"'
-            f' aria-label="{html.escape(reuse)}: {_quoted(entry["prompt"])}">'
-            f'<img alt="{_quoted(entry["prompt"])}" src="{_quoted(entry["small"])}"></button>'
+            f'<button type="button" data-number="{number}" title="{html.escape(entry["prompt"])}"'
+            f' aria-label="{html.escape(reuse)}: {html.escape(entry["prompt"])}">'
+            f'<img alt="{html.escape(entry["prompt"])}" src="{html.escape(entry["small"])}"></button>'
             for number, entry in enumerate(entries)
         ]
         return f'<p>{html.escape(say("history_help", tag))}</p><div class="ad-kept">{"".join(buttons)}</div>'
@@ -98,7 +90,3 @@ def _entries(value: Any) -> list[dict[str, Any]]:
         and isinstance(entry.get("prompt"), str)
         and str(entry.get("small", "")).startswith("data:image/webp;base64,")
     ]
-
-
-def _quoted(text: str) -> str:
-    return html.escape(text, quote=True)

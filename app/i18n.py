@@ -31,7 +31,10 @@ _LONGEST_HEADER = 1000  # characters; browsers send some 50
 #: An argument's name in a refusal, and the key of the label that its widget has.
 _FIELDS = {
     **{name: name for name in ("prompt", "negative_prompt", "steps", "size", "width", "height", "count")},
-    **{name: name for name in ("seed", "scheduler", "strength", "language", "labels", "weight", "picture")},
+    **{
+        name: name
+        for name in ("seed", "scheduler", "strength", "language", "labels", "weight", "picture", "preset")
+    },
     **{name: name for name in ("clip_skip", "mask", "mix", "mix_share", "weighting", "versions")},
     **{"guidance_scale": "guidance", "image": "picture", "images": "picture", "templates": "template"},
     **{"text": "query", "more": "more_like", "less": "less_like", "k": "results_count"},
@@ -43,7 +46,7 @@ _NUMBER, _NAMES = r"-?[\d.,]+(?:e[+-]?\d+)?", r"[\w+-]+(?:, [\w+-]+)*"
 _SHAPES = {
     **dict.fromkeys(("low", "high", "step", "limit", "length", "steps", "layers", "line", "bytes"), _NUMBER),
     **dict.fromkeys(("width", "height", "weight", "count"), _NUMBER),
-    **dict.fromkeys(("choices", "near"), _NAMES),
+    **dict.fromkeys(("choices", "near", "format"), _NAMES),
 }
 
 #: For `launch(js=…)`. gradio compares `navigator.language` with the languages that it has itself (no Italian,
@@ -183,8 +186,11 @@ def _value(name: str, value: str, tag: str, inner: bool) -> str:
         return value if inner else _sentence(value, tag, inner=True) or value
     if name == "action" or value == "picture":
         return texts(tag).get(value, value)
-    if found := _pattern(texts("en")["value_bytes"]).fullmatch(value):
-        return _filled(texts(tag)["value_bytes"], tag, {"bytes": _plain(found["bytes"])})
+    for key in (key for key in texts("en") if key.startswith(_VALUE)):
+        if found := _pattern(texts("en")[key]).fullmatch(value):
+            return _filled(
+                texts(tag)[key], tag, {part: _plain(one) for part, one in found.groupdict().items()}
+            )
     return _plain(value)
 
 

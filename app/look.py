@@ -19,6 +19,10 @@ textarea, input[type=text], .ad-told dd, #ad-grid label { unicode-bidi: plaintex
 /* gradio sets its boxes left to right whatever the page is; a slider's track stays so. */
 html[dir=rtl] :is(.block, .block [dir=ltr]) { direction: rtl; }
 html[dir=rtl] :is(.slider_input_container, input[type=number], #ad-editor) { direction: ltr; }
+html[dir=rtl] input[type=number] { text-align: right; }
+html[dir=rtl] label.float { left: auto; right: var(--block-label-margin); }
+html[dir=rtl] label.float > span { margin-inline: 0 var(--size-2); }
+html[dir=rtl] .icon-button-wrapper.top-panel { right: auto; left: var(--block-label-margin); }
 html[dir=rtl] .icon-wrap { right: auto; left: var(--size-4); }
 html[dir=rtl] .secondary-wrap input { padding-inline-end: 2rem; }
 /* gradio heads every refusal "Error", in English; the sign beside it says so too. */
@@ -56,6 +60,8 @@ html[dir=rtl] .secondary-wrap input { padding-inline-end: 2rem; }
 @media (max-width: 640px) {
   .gradio-container { padding: .5rem !important; }
   #ad-head { flex-wrap: wrap; }
+  #ad-results .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+  footer .divider { display: none; }
   .ad-told { grid-template-columns: 1fr; }
 }
 """
@@ -80,4 +86,5 @@ def page_js(locale_js: str) -> str:
 def theme() -> Any:
     from gradio.themes import Soft
 
-    return Soft(primary_hue="indigo", secondary_hue="indigo", neutral_hue="slate", font=FONTS, font_mono=MONO)
+    soft = Soft(primary_hue="indigo", secondary_hue="indigo", neutral_hue="slate", font=FONTS, font_mono=MONO)
+    return soft.set(checkbox_border_color="*neutral_500")  # its own is white on white

@@ -12,21 +12,12 @@ from .handling import HELPER, RAW, upload_path
 from .history import REUSED, reused
 from .i18n import say, text, visitor_language
 
-#: Fields of a note, and the key of the label that each is shown with.
-_LABELS = {
-    "prompt": "prompt",
-    "negative_prompt": "negative_prompt",
-    "seed": "seed",
-    "steps": "steps",
-    "scheduler": "scheduler",
-    "guidance_scale": "guidance",
-    "width": "width",
-    "height": "height",
-    "strength": "strength",
-    "clip_skip": "clip_skip",
-    "language": "language",
-    "model": "model",
-}
+#: Fields of a note, which the labels of the settings also name, and one by another key.
+_SHOWN = (
+    "prompt", "negative_prompt", "seed", "preset", "steps", "scheduler", "guidance_scale", "width", "height",
+    "strength", "clip_skip", "language", "model",
+)  # fmt: skip
+_KEYS = {"guidance_scale": "guidance"}
 
 
 def build(service: Any, tabs: gr.Tabs, settings: dict[str, Any], random: gr.Checkbox) -> None:
@@ -76,8 +67,8 @@ class _Handler:
 def _told(made: dict[str, Any], request: gr.Request) -> tuple[str, Any]:
     tag = visitor_language(request)
     rows = "".join(
-        f'<dt>{html.escape(say(key, tag))}</dt><dd dir="auto">{html.escape(str(made[name]))}</dd>'
-        for name, key in _LABELS.items()
-        if made.get(name) not in (None, "")
+        f'<dt>{html.escape(say(_KEYS.get(name, name), tag))}</dt><dd dir="auto">{html.escape(str(one))}</dd>'
+        for name in _SHOWN
+        if (one := made.get(name)) not in (None, "")
     )
     return f'<dl class="ad-told">{rows}</dl>', gr.Button(interactive=True)

@@ -81,13 +81,9 @@ class _Handler:
             count: Results at most.
         """
         hits = self.service.search(
-            as_text(text, "text"),
-            image=uploaded(image, "image"),
-            weight=weight,
-            more=as_text(more, "more"),
-            less=as_text(less, "less"),
-            k=count,
-        )
+            as_text(text, "text"), image=uploaded(image, "image"), weight=weight, k=count,
+            more=as_text(more, "more"), less=as_text(less, "less"),
+        )  # fmt: skip
         tag = visitor_language(request)
         if not hits:
             gr.Info(say("nothing_found", tag))

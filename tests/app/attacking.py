@@ -174,8 +174,9 @@ def picture(size: tuple[int, int] = (64, 64), mode: str = "RGB") -> bytes:
     return data.getvalue()
 
 
-def claiming(width: int, height: int) -> bytes:
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+def claiming(width: int, height: int, transparent: bool = False) -> bytes:
+    depth, kind = (8, 6) if transparent else (1, 0)
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n\0\0\0\r" + chunk + struct.pack(">I", zlib.crc32(chunk)) + b"\0\0\0\0IDAT"
 
 
@@ -187,7 +188,7 @@ def nothing_read(app: Running, *found: Any) -> None:
 
 def drawing(**fields: Any) -> list[Any]:
     names = ["prompt", "negative_prompt", "steps", "guidance_scale", "width", "height", "seed", "scheduler"]
-    names += ["clip_skip", "count", "weighting", "start", "strength"]
+    names += ["preset", "clip_skip", "count", "weighting", "start", "strength"]
     own = dict.fromkeys(names) | {"prompt": "cat", "steps": 1, "seed": 7, "count": 1, "clip_skip": 0}
     return [{**own, "weighting": False, **fields}[name] for name in names]
 
@@ -204,6 +205,7 @@ def asking(name: str, image: Any) -> list[Any]:
             None,
             7,
             "",
+            "exact",
             0,
             1,
             False,

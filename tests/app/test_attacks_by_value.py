@@ -120,11 +120,11 @@ def test_a_value_out_of_its_range_is_refused_by_name(app: Running, fields: dict[
 
 
 OTHERS = [
-    *(("compare", [versions, 7, 1]) for versions in (None, 5, "", "cat", "xx: cat", "en: \0")),
-    *(("compare", [versions, 7, 1]) for versions in ("en: a\nen: b", "en: cat\n" * 10**5)),
-    *(("compare", ["en: cat", "a", 1]), ("compare", ["en: cat", 7, 10**9])),
-    *(("mix", ["cat", "dog", share, 7, 1]) for share in (-1, 2, float("nan"), "x", None, [0.5])),
-    *(("mix", [5, "dog", 0.5, 7, 1]), ("mix", ["cat", ["dog"], 0.5, 7, 1])),
+    *(("compare", [versions, 7, 1, ""]) for versions in (None, 5, "", "cat", "xx: cat", "en: \0")),
+    *(("compare", [versions, 7, 1, ""]) for versions in ("en: a\nen: b", "en: cat\n" * 10**5)),
+    *(("compare", ["en: cat", "a", 1, ""]), ("compare", ["en: cat", 7, 10**9, ""])),
+    *(("mix", ["cat", "dog", share, 7, 1, ""]) for share in (-1, 2, float("nan"), "x", None, [0.5])),
+    *(("mix", [5, "dog", 0.5, 7, 1, ""]), ("mix", ["cat", ["dog"], 0.5, 7, 1, ""])),
     *(("search", values) for values in (
         ["", None, 0.5, "", "", 3], [5, None, 0.5, "", "", 3], ["a", None, float("nan"), "", "", 3],
         ["a", None, 2, "", "", 3], ["a", None, 0.5, "", "", 0], ["a", None, 0.5, "", "", 10**9],

@@ -192,6 +192,10 @@ def test_the_model_is_idle_when_its_visitor_is_gone(visit: Visitors, app: Simple
 
 def test_settings_are_reused_from_history_and_from_a_picture(visit: Visitors, tmp_path: Path):
     page = visit()
+    steps(page, "15")
+    page.locator("#ad-advanced").get_by_label("Preset").click()
+    page.get_by_role("option", name="Exact").click()
+    page.wait_for_function("document.querySelector('#ad-advanced input[type=number]').value === '20'")
     steps(page, "9")
     draw(page, "a green apple")
     seed = page.input_value("#ad-used :is(input, textarea)")
@@ -211,6 +215,7 @@ def test_settings_are_reused_from_history_and_from_a_picture(visit: Visitors, tm
     page.click("#ad-advanced button")
     assert page.get_by_label("Steps", exact=True).input_value() == "9"
     assert page.get_by_label("Seed", exact=True).input_value() == seed
+    assert page.locator("#ad-advanced").get_by_label("Preset").input_value() == "Exact"
     assert not page.get_by_label("Random seed").is_checked()
 
 

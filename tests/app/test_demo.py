@@ -70,7 +70,7 @@ def test_the_page_for_programs_is_right(app: SimpleNamespace):
 
 
 #: All values of /generate after the prompt, in order.
-REST = ["", 6, 3.0, 64, 64, -1, "", 0, 1, False, None, 0.8]
+REST = ["", 6, 3.0, 64, 64, -1, "", "exact", 0, 1, False, None, 0.8]
 
 
 def with_value(place: int, value: Any) -> list[Any]:
@@ -127,7 +127,7 @@ def test_what_was_left_out_or_hidden_is_told_beside_the_pictures(ask: Callable):
     assert "Fertig" in line and "Prompt: um 3 Token zu lang; weggelassen: '&lt;b&gt;end'" in line.replace(
         "&#x27;", "'"
     )
-    _, (_, line, _) = ask("compare", "en: a nude\nde: ein Hummer", 7, 2)
+    _, (_, line, _) = ask("compare", "en: a nude\nde: ein Hummer", 7, 2, "exact")
     assert "A picture was hidden" in line and "left out" not in line
 
 
@@ -174,19 +174,20 @@ def test_a_picture_that_was_drawn_is_read_back(client: Any):
         ("generate", ["a", *with_value(5, "abc")], "seed: 'abc'; allowed"),
         ("generate", ["a", *with_value(6, ["ddim", "euler"])], "scheduler: ['ddim', 'euler']; allowed"),
         ("generate", ["a", *with_value(6, "dddim")], "scheduler: 'dddim' is not known; did you mean 'ddim'?"),
-        ("generate", ["a", *with_value(8, 1000)], "count: 1000; allowed a whole number from 1 to 64"),
-        ("generate", ["a", *with_value(9, "yes")], "weighting: 'yes'; allowed true or false"),
-        ("generate", ["a", *with_value(10, 5)], "data: a value that does not fit"),
+        ("generate", ["a", *with_value(9, 1000)], "count: 1000; allowed a whole number from 1 to 64"),
+        ("generate", ["a", *with_value(10, "yes")], "weighting: 'yes'; allowed true or false"),
+        ("generate", ["a", *with_value(7, "slow")], "preset: 'slow' is not known; allowed exact, "),
+        ("generate", ["a", *with_value(11, 5)], "data: a value that does not fit"),
         ("generate", [None, *REST], "prompt: None is not text"),
         ("generate", [["a"], *REST], "prompt: ['a'] is not text"),
         ("generate", ["x" * 5000, *REST], "prompt: "),
         ("generate", ["\ud800", *REST], "prompt: '\\ud800' has half a character"),
         ("generate", ["", *REST], "Please write a prompt first."),
-        ("generate", ["a"], "data: too few values; allowed 13"),
-        ("compare", [None, 7, 6], "versions: no prompt in it"),
-        ("compare", ["xx: lobster", 7, 6], "versions: line 1: 'xx' is not known"),
-        ("compare", ["en: a\nen: b", 7, 6], "versions: 'en' twice"),
-        ("mix", ["a", "b", 2, 7, 6], "mix_share: 2; allowed a number from 0 to 1"),
+        ("generate", ["a"], "data: too few values; allowed 14"),
+        ("compare", [None, 7, 6, ""], "versions: no prompt in it"),
+        ("compare", ["xx: lobster", 7, 6, ""], "versions: line 1: 'xx' is not known"),
+        ("compare", ["en: a\nen: b", 7, 6, ""], "versions: 'en' twice"),
+        ("mix", ["a", "b", 2, 7, 6, ""], "mix_share: 2; allowed a number from 0 to 1"),
         ("search", ["", None, 0.5, "", "", 12], "text: nothing to search for"),
         ("search", [5, None, 0.5, "", "", 12], "text: 5 is not text"),
         ("classify", [None, "a", "en", "", False], "image: missing"),
@@ -249,7 +250,7 @@ def test_no_file_is_read_that_was_not_uploaded(ask: Callable, path: str, meta: d
         ("read", [value]),
         ("search", ["", value, 0.5, "", "", 3]),
         ("classify", [value, "a", "en", "", False]),
-        ("generate", ["a", *with_value(10, {"background": value, "layers": [], "composite": None})]),
+        ("generate", ["a", *with_value(11, {"background": value, "layers": [], "composite": None})]),
     ):
         kind, told = ask(name, *data)
         assert kind == "error" and told["error"], (name, told)

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from altdiffusion import serving
 from altdiffusion.classification import check_labels, check_templates
 from altdiffusion.images import MAX_BYTES, open_image, read_provenance
 from altdiffusion.languages import LANGUAGES
+from altdiffusion.pipelines import AltDiffusionPipeline
 from altdiffusion.prompts import parse
 from altdiffusion.requests import GenerateRequest, parse_size, prompts_by_language
 from altdiffusion.retrieval.asking import Asked, check_search
@@ -85,6 +87,14 @@ REFUSALS: dict[str, tuple[Callable[[Any], object], list[str]]] = {
     "too_big": (lambda service: open_image(b"0" * (MAX_BYTES + 1)), [f"{MAX_BYTES // 10**6}"]),
     "not_picture": (lambda service: open_image(b"<svg/>" * 200), ["1200", "PNG", "WEBP"]),
     "pixels": (lambda service: open_image(claiming(30_000, 30_000)), ["50"]),
+    "needs_torch": (
+        lambda service: AltDiffusionPipeline.check_preset(SimpleNamespace(unet=None), "fast"),  # type: ignore[arg-type]
+        ["'fast'", "exact", "default"],
+    ),
+    "transparent": (
+        lambda service: open_image(claiming(5200, 5000, transparent=True)),
+        ["5200", "PNG", "25"],
+    ),
     "dimensions": (lambda service: open_image(png((30_000, 1))), ["30000", "1"]),
     "unsaid": (lambda service: read_provenance(png()), []),
     "note": (lambda service: read_provenance(png(altdiffusion='{"prompt": 5}')), ["5"]),
@@ -142,7 +152,7 @@ WRITTEN = {
 }
 #: Words that another language shares with English, and those that are typed as they are.
 SHARED = {
-    *("token", "tokens", "long"),
+    *("torch", "unet", "token", "tokens", "long"),
     *("prompt", "model", "pixel", "pixels", "encoder", "scheduler", "label", "start", "mask", "float32"),
     *(
         "prompts",
@@ -242,7 +252,7 @@ def test_values_in_an_arabic_line_are_isolated(lines):
             outside += character if depth == 0 else ""
         assert depth == 0, name
         stray = set(re.findall(r"[A-Za-z0-9]+", outside))
-        assert stray <= {"N", "NUL", "CLIP", "float32", "0", "true", "false"}, (name, line)
+        assert stray <= {"N", "NUL", "CLIP", "UNet", "torch", "float32", "0", "true", "false"}, (name, line)
 
 
 def test_an_arabic_value_in_an_english_or_german_line_is_isolated():
@@ -264,6 +274,10 @@ def test_english_lines_and_unknown_ones_stay_as_they_are():
         assert translate(ValueError(line), tag) == line
     unknown = translate(ValueError("steps: something that nobody foresaw"), "de")
     assert unknown == "Schritte: something that nobody foresaw"
+
+
+def test_the_kind_of_a_picture_is_translated_too(lines):
+    assert "(PNG mit Transparenz)" in translate(ValueError(lines["transparent"][0]), "de")
 
 
 def test_thousands_are_written_without_commas_as_they_are_fractions_elsewhere():
