@@ -61,7 +61,6 @@ html[dir=rtl] .secondary-wrap input { padding-inline-end: 2rem; }
   .gradio-container { padding: .5rem !important; }
   #ad-head { flex-wrap: wrap; }
   #ad-results .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)); }
-  footer .divider { display: none !important; }
   .ad-told { grid-template-columns: 1fr; }
 }
 """
