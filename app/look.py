@@ -86,4 +86,5 @@ def theme() -> Any:
     from gradio.themes import Soft
 
     soft = Soft(primary_hue="indigo", secondary_hue="indigo", neutral_hue="slate", font=FONTS, font_mono=MONO)
-    return soft.set(checkbox_border_color="*neutral_500")  # its own is white on white
+    soft.checkbox_border_color = "*neutral_500"  # was white on white; `set` would whiten the page as well
+    return soft
