@@ -52,8 +52,12 @@ class Captions:
     ) -> str:
         """One of the allowed languages (none named: all of them, English twice as likely).
 
-        English stands in for a language in which one of the names is held out, allowed or not.
+        One that is named several times is drawn so many times as often. English stands in for a language in
+        which one of the names is held out, allowed or not.
         """
+        if len(set(allowed)) < len(allowed):
+            tag = allowed[int(random.integers(len(allowed)))]
+            return "en" if any(self.unseen_name(tag, c) for c in characters) else tag
         number = int(random.integers(len(self.tags) + 1))
         tag = "en" if number == len(self.tags) else self.tags[number]
         if allowed and tag not in allowed:

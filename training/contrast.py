@@ -31,10 +31,10 @@ from altdiffusion import checkpoints
 from altdiffusion.losses import contrastive_loss, sigmoid_loss
 from altdiffusion.model import AltCLIP
 from training.captioned import CaptionedPictures
-from training.captions import Captions, training_scene
+from training.captions import Captions
 from training.config import OptimConfig, RunConfig, parse
 from training.data import open_pictures, say, state_of_processes
-from training.emoji import load_emoji, pixels
+from training.emoji import load_emoji
 from training.export import Made, data_of, finish
 from training.frozen import store_rounded, unrounded
 from training.image_tower import IMAGE, text_side, whole_again
@@ -43,7 +43,9 @@ from training.opened import Opened
 from training.picture_features import Encode, PictureFeatures
 from training.pictures import PicturesConfig
 from training.samples import shorten
+from training.scenes import AllNames, CaptionedScenes
 from training.stage import run_stage
+from training.teacher import Teacher
 from training.tokenizers import train_clip_tokenizer
 from training.whole_batch import WholeBatch, whole_batches
 
@@ -79,6 +81,11 @@ class ContrastConfig:
     """infonce: CLIP's and the paper's. siglip: each pair by itself; scale and bias start anew."""
     lock_image: bool | None = None
     """Keep the image tower as it is. None: an AltCLIP's is locked, as in the paper, a CLIP's is not."""
+    lock_text: bool = False
+    """Keep the text tower as it is, for a UNet that attends to its states: its projection is trained, and the
+    image tower, which is then not locked."""
+    all_names: float = 0.0
+    """Weight of telling scenes of one emoji from the names of all, in all languages. Needs lock_text."""
     freeze_embeddings: bool = False
     """Leave the word embeddings as they are: half of an XLM-R-large, a fifth of each step's time."""
     data: str = ""
@@ -103,6 +110,10 @@ class ContrastConfig:
             raise ValueError(
                 "lock_image: True with a new CLIP, whose image tower has learnt nothing; give model"
             )
+        if self.lock_text and (self.lock_image or self.model is None):
+            raise ValueError("lock_text: True with lock_image, or with a new CLIP; allowed: one, with model")
+        if self.all_names and (self.data or not self.lock_text):
+            raise ValueError(f"all_names: {self.all_names} without lock_text, or with data; allowed: 0")
         if self.freeze_embeddings and self.model is None:
             raise ValueError("freeze_embeddings: True with a new CLIP, which has learnt no words; give model")
         if self.data and self.model is None:
@@ -114,34 +125,6 @@ class ContrastConfig:
         for name in ("streaming", "buckets"):
             if value := getattr(self.reading, name):
                 raise ValueError(f"reading.{name}: {value!r} is for text_to_image; leave it out")
-
-
-class CaptionedScenes(torch.utils.data.Dataset):
-    """Endless scenes with a caption each; none with a pair of emoji that is held out."""
-
-    items = None
-
-    def __init__(self, config: ContrastConfig) -> None:
-        self.config = config
-        self.emoji = load_emoji()
-        self.captions = Captions(self.emoji)
-
-    def __getitem__(self, index: int):
-        scene = training_scene(
-            self.config.run.seed, index, self.emoji.characters, self.config.counts, pastel=0.5
-        )
-        random = np.random.default_rng((self.config.run.seed, index, 1))
-        tag = self.captions.random_language(random, scene.characters, self.config.languages)
-        return scene, self.captions.caption(scene, tag, random)
-
-    def collate(self, items: list) -> tuple[Tensor, list[str], Tensor]:
-        scenes, texts = zip(*items, strict=True)
-        groups = [hash(tuple(sorted(map(ord, scene.characters)))) for scene in scenes]
-        return (
-            torch.from_numpy(pixels(list(scenes), self.config.size)),
-            list(texts),
-            torch.tensor(groups),
-        )
 
 
 def inputs(images: Tensor, texts: list[str], groups: Tensor, tokenizer: Any) -> dict[str, Tensor]:
@@ -168,6 +151,8 @@ class Contrast(nn.Module):
         super().__init__()
         self.clip, self.locked = clip, locked
         self.accelerator: Accelerator | None = None
+        self.names: AllNames | None = None
+        self.names_weight = 0.0
         self.logit_bias = None
         if locked:
             for name, part in clip.named_children():
@@ -202,12 +187,17 @@ class Contrast(nn.Module):
         image = whole.image if self.locked and whole is not None else self.image(pixel_values)
         if whole is None and self.accelerator is not None and self.accelerator.num_processes > 1:
             (whole,) = whole_batches(self.accelerator, [image], [text], [groups])
+        scale = self.clip.logit_scale.clamp(max=np.log(100.0))
+        extra = image.new_zeros(())
+        if self.names is not None:
+            project = self.clip.text_projection
+            extra = self.names_weight * self.names.loss(image, groups, project, scale)
         if whole is not None:
             image = whole.image if self.locked else whole.around(whole.image, image)
             text, groups = whole.around(whole.text, text), whole.groups
         if self.logit_bias is not None:
-            return sigmoid_loss(image, text, self.clip.logit_scale, self.logit_bias, groups)
-        return contrastive_loss(image, text, self.clip.logit_scale.clamp(max=np.log(100.0)), groups)
+            return sigmoid_loss(image, text, self.clip.logit_scale, self.logit_bias, groups) + extra
+        return contrastive_loss(image, text, scale, groups) + extra
 
 
 def steps(run: Run, dataset: Any, tokenizer: Any) -> Iterator[list[dict[str, Tensor]]]:
@@ -312,11 +302,23 @@ def kept_features(config: ContrastConfig, opened: Opened, locked: bool) -> Pictu
     return features
 
 
+def hold(stage: Contrast, tokenizer: Any, config: ContrastConfig) -> None:
+    """Keeps of the text side what is to stay, and what a locked tower says of all names."""
+    tower: Any = stage.clip.text_model
+    if config.freeze_embeddings:
+        tower.get_input_embeddings().requires_grad_(False)
+    if config.lock_text:
+        tower.requires_grad_(False)
+    if config.all_names:
+        stage.names = AllNames(Teacher(stage.clip, tokenizer), config.languages)
+        stage.names_weight = config.all_names
+
+
 def train(config: ContrastConfig) -> None:
     opened = open_pictures(config.data, config.reading, config.languages) if config.data else None
     torch.manual_seed(config.run.seed)
     locked = bool(config.lock_image)
-    if config.lock_image is None and config.model is not None:
+    if config.lock_image is None and config.model is not None and not config.lock_text:
         locked = check_model(config).model_type == "altclip"
     features = None
     if config.cache is not None and opened is not None:
@@ -326,8 +328,7 @@ def train(config: ContrastConfig) -> None:
     else:
         clip, tokenizer, head = build(config)
     stage = Contrast(clip, locked, config.loss)
-    if config.freeze_embeddings:
-        clip.text_model.get_input_embeddings().requires_grad_(False)
+    hold(stage, tokenizer, config)
     store_rounded(stage, config.run.mixed_precision)
     run = Run.start(config, stage)
     stage.accelerator = run.accelerator

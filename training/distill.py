@@ -65,7 +65,7 @@ class DistillConfig:
 
     output_dir: Path
     teacher: Path
-    """CLIP whose text tower is imitated: a transformers folder or a Hub name."""
+    """CLIP whose text tower is imitated: a transformers folder or a Hub name. Of an AltCLIP, its English."""
     model: Path | None = None
     """AltCLIP folder whose text tower to go on from. None starts a new student."""
     form: Literal["own", "m18"] = "own"
@@ -78,8 +78,12 @@ class DistillConfig:
     data: str = ""
     """Parallel text, in the place of the emoji's names: a folder, a file, or a data set's name."""
     reading: SourceConfig = field(default_factory=SourceConfig)
+    kept_share: float = 0.0
+    """Share of `model`'s own weights in the result, the rest are the trained ones (Wortsman et al. 2022)."""
     counts: tuple[int, ...] = (1,) * 8 + (2, 3)
     """Emoji in a caption, drawn evenly from this list."""
+    languages: tuple[str, ...] = ()
+    """Languages of the emoji's names, drawn as often as they stand here; empty: all, English twice."""
     sequence_weight: float = 0.5
     """Weight of drawing every state of the student to the target, not the first alone."""
     whiten: float | None = None
@@ -115,6 +119,10 @@ class DistillConfig:
                 f"data: {shorten(self.data)} with a new student, whose tokenizer knows emoji alone; "
                 "allowed: with model or student.backbone"
             )
+        if not 0 <= self.kept_share < 1 or (self.kept_share and (self.model is None or self.form != "own")):
+            raise ValueError(
+                f"kept_share: {self.kept_share}; allowed: 0 to below 1, above 0 with model, form own"
+            )
         if self.freeze_embeddings and self.model is None and self.student.backbone is None:
             raise ValueError(
                 "freeze_embeddings: True with a new student, which has learnt no words; "
@@ -127,14 +135,14 @@ class ParallelCaptions(torch.utils.data.Dataset):
 
     items = None
 
-    def __init__(self, seed: int, counts: tuple[int, ...]) -> None:
-        self.seed, self.counts, self.emoji = seed, counts, load_emoji()
+    def __init__(self, seed: int, counts: tuple[int, ...], languages: tuple[str, ...] = ()) -> None:
+        self.seed, self.counts, self.languages, self.emoji = seed, counts, languages, load_emoji()
         self.captions = Captions(self.emoji)
 
     def __getitem__(self, index: int) -> tuple[str, str]:
         scene = training_scene(self.seed, index, self.emoji.characters, self.counts)
         random = np.random.default_rng((self.seed, index, 2))
-        tag = self.captions.random_language(random, scene.characters)
+        tag = self.captions.random_language(random, scene.characters, self.languages)
         return self.captions.caption(scene, tag, random), self.captions.name(scene)
 
     def collate(self, pairs: list[tuple[str, str]]) -> tuple[list[str], list[str]]:
@@ -242,10 +250,23 @@ def build(config: DistillConfig, width: int) -> tuple[AltCLIPTextModel, Any, nn.
     return student, tokenizer, head
 
 
+@torch.no_grad()
+def mix_in_start(student: AltCLIPTextModel, config: DistillConfig) -> None:
+    """What was learnt and what was known before, between which a straight line goes through good towers."""
+    if config.model is None or not config.kept_share:
+        return
+    start = dict(student_of(config.model, config.form)[0].named_parameters())
+    for name, parameter in student.named_parameters():
+        parameter.lerp_(start[name].to(parameter), config.kept_share)
+
+
 def check_towers(config: DistillConfig) -> None:
     """Refuses, before a weight is read, a teacher that is no CLIP and a form that would lose a head."""
-    if (found := AutoConfig.from_pretrained(config.teacher).model_type) != "clip":
-        raise ValueError(f"teacher: {str(config.teacher)!r:.80} is {found}; allowed: a CLIP")
+    found = AutoConfig.from_pretrained(config.teacher).model_type
+    if found not in ("clip", "altclip"):
+        raise ValueError(f"teacher: {str(config.teacher)!r:.80} is {found}; allowed: a CLIP or an AltCLIP")
+    if found == "altclip" and config.form != "own":
+        raise ValueError(f"form: {config.form} with an AltCLIP as teacher; allowed: own")
     if config.model is not None and config.form == "own":
         form = checkpoints.find(str(config.model)).form
         if form == "m18":
@@ -282,7 +303,7 @@ def train(config: DistillConfig) -> None:
         store_rounded(guide.tower, config.run.mixed_precision)
     stage = Distillation(student, tokenizer, guide, change, config, head)
     pairs: Any = (
-        ParallelCaptions(config.run.seed, config.counts)
+        ParallelCaptions(config.run.seed, config.counts, config.languages)
         if opened is None
         else parallel_text(opened, config.run, tokenizer)
     )
@@ -295,6 +316,7 @@ def train(config: DistillConfig) -> None:
         run.step(loss)
     if run.accelerator.is_main_process:
         trained: Any = run.trained()
+        mix_in_start(trained.student, config)
         export(trained, guide.clip, config)
         figures = opened.report() if opened else name_retrieval(first_states(trained.student, tokenizer))
         (config.output_dir / "report.json").write_text(json.dumps(figures, indent=1))

@@ -44,7 +44,7 @@ STAGES = (
     "unet_lists",
     "unet_lists_more",
 )
-#: Those of them that ship: the UNet with its autoencoder, and both towers.
+#: Those of them that ship: the UNet with its autoencoder; both towers, whose text tower conditions the UNet.
 UNET, TOWERS = "unet_lists_more", "contrast_lists"
 #: Texts of the licences that the pictures and names came under, as Debian ships them.
 LICENCES = {
@@ -59,6 +59,9 @@ class PackageConfig:
 
     stages: Path = Path("runs/emoji")
     """Folder of the stages."""
+    base: Path | None = None
+    """Packed model that the newest stages went on from: of stages whose folders are gone, UNet, autoencoder
+    and recipes are taken from there. None: all folders are there."""
     output: Path = bundled.FOLDER
     steps: int = 20
     guidance_scale: float = 3.0
@@ -70,12 +73,16 @@ def package(config: PackageConfig) -> None:
     aside = config.output.with_name(f".tmp-{config.output.name}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    pipeline = StableDiffusionPipeline.from_pretrained(config.stages / UNET / "model", dtype=torch.float16)
-    pipeline.save_pretrained(aside, max_shard_size=SHARD_SIZE)
     altclip = config.stages / TOWERS / "model"
-    AltCLIPModel.from_pretrained(altclip, dtype=torch.float16).save_pretrained(
-        aside / "altclip", max_shard_size=SHARD_SIZE
+    clip = AltCLIPModel.from_pretrained(altclip, dtype=torch.float16)
+    clip.save_pretrained(aside / "altclip", max_shard_size=SHARD_SIZE)
+    folder = config.stages / UNET / "model"
+    if config.base is not None and not folder.exists():
+        folder = config.base
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        folder, text_encoder=clip.text_model, dtype=torch.float16
     )
+    pipeline.save_pretrained(aside, max_shard_size=SHARD_SIZE)
     AutoTokenizer.from_pretrained(altclip).save_pretrained(aside / "altclip")
     CLIPImageProcessor.from_pretrained(altclip).save_pretrained(aside / "altclip")
     card = describe(config, pipeline)
@@ -127,11 +134,8 @@ def replace_folder(new: Path, old: Path) -> None:
 def describe(config: PackageConfig, pipeline: StableDiffusionPipeline) -> dict:
     """`emoji.json`: what the model draws and how, and the resolved recipe of every stage that made it."""
     size = pipeline.vae.config.sample_size
-    drawn = set(json.loads((config.stages / UNET / "drawn.json").read_text(encoding="utf-8"))["covered"])
-    recipe = {
-        stage: yaml.safe_load((config.stages / stage / "config.yaml").read_text(encoding="utf-8"))
-        for stage in STAGES
-    }
+    drawn = set(drawn_by(config))
+    recipe, taken_over = recipes(config)
     revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "covered": [c for c in load_emoji().covered if c in drawn],
@@ -145,8 +149,30 @@ def describe(config: PackageConfig, pipeline: StableDiffusionPipeline) -> dict:
         },
         "commit": revision.stdout.strip(),
         "recipe": recipe,
+        **({"taken over": taken_over} if taken_over else {}),
         "figures": {},
     }
+
+
+def drawn_by(config: PackageConfig) -> list[str]:
+    file = config.stages / UNET / "drawn.json"
+    if config.base is not None and not file.exists():
+        return bundled.card(config.base)["covered"]
+    return json.loads(file.read_text(encoding="utf-8"))["covered"]
+
+
+def recipes(config: PackageConfig) -> tuple[dict[str, dict], dict]:
+    """The resolved recipe of every stage; and which of them are those of `base`, made at which commit."""
+    before: dict = bundled.card(config.base) if config.base is not None else {"recipe": {}}
+    found, gone = {}, []
+    for stage in STAGES:
+        file = config.stages / stage / "config.yaml"
+        if stage in before["recipe"] and not file.exists():
+            gone.append(stage)
+            found[stage] = before["recipe"][stage]
+        else:
+            found[stage] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return found, {"commit": before["commit"], "stages": gone} if gone else {}
 
 
 def model_card(card: dict) -> str:
@@ -179,7 +205,7 @@ of the keywords, one template per language, 10 % of the pairs of emoji.
 ## Recipe
 
 `training/recipes/emoji/train.sh`; `emoji.json` holds the resolved configuration of every stage and the
-commit.
+commit. What it lists under `taken over` was trained for the model before, at the commit given there.
 
 <!-- figures -->
 """

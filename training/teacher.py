@@ -6,21 +6,21 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, CLIPModel
+from transformers import AltCLIPModel, AutoConfig, AutoModel, AutoTokenizer, CLIPModel
 
 from training.kept import Kept
 
 
 class Teacher:
-    """The frozen text tower of a CLIP with its tokenizer."""
+    """The frozen text tower of a CLIP or AltCLIP with its tokenizer."""
 
-    def __init__(self, clip: CLIPModel, tokenizer: Any) -> None:
-        self.clip, self.width = clip, clip.config.text_config.hidden_size
+    def __init__(self, clip: CLIPModel | AltCLIPModel, tokenizer: Any) -> None:
+        self.clip, self.width = clip, clip.text_projection.in_features
         self.tower, self.tokenizer = clip.text_model.eval().requires_grad_(False), tokenizer
 
     @classmethod
     def read(cls, folder: Path) -> "Teacher":
-        clip = CLIPModel.from_pretrained(folder, dtype=torch.float32)
+        clip = AutoModel.from_pretrained(folder, dtype=torch.float32)
         return cls(clip, AutoTokenizer.from_pretrained(folder))
 
     def lengths(self, texts: list[str]) -> list[int]:
@@ -53,7 +53,8 @@ class KeptTeacher:
 
     def __init__(self, folder: Path, cache: Path, heads: int) -> None:
         config: Any = AutoConfig.from_pretrained(folder)
-        self.width: int = config.text_config.hidden_size
+        text = config.text_config
+        self.width: int = text.project_dim if config.model_type == "altclip" else text.hidden_size
 
         def make(teacher: Teacher, texts: list[str]) -> list[Tensor]:
             said = [teacher.pooled(texts, self.kept.device)]

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,16 +13,20 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch.testing import assert_close
-from transformers import AltCLIPModel, BertConfig
+from transformers import AltCLIPModel, AutoTokenizer, BertConfig
 
 from altdiffusion import AltCLIP
 from altdiffusion.losses import contrastive_loss
 from tests.training.conftest import flags
 from tests.training.data_files import image_folder
 from training.captioned import CaptionedPictures
+from training.captions import Captions
 from training.config import parse, save
 from training.contrast import Contrast, ContrastConfig, pass_losses, train
 from training.data import open_pictures
+from training.emoji import load_emoji
+from training.scenes import AllNames, group_of
+from training.teacher import Teacher
 from training.whole_batch import whole_batches
 
 
@@ -38,7 +43,7 @@ def assert_same_training(one, other, tolerance):
     before, after = (AltCLIPModel.from_pretrained(path / "model").state_dict() for path in (one, other))
     for name in before:
         # A key's bias shifts all logits of a query alike: its gradient is rounding, which Adam blows up.
-        if not name.endswith("key.bias"):
+        if not name.endswith(("key.bias", "k_proj.bias")):
             assert_close(before[name], after[name], rtol=0, atol=tolerance, msg=name)
 
 
@@ -152,6 +157,12 @@ def test_what_cannot_be_trained_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         parse(ContrastConfig, flags(tmp_path, 1, "--freeze-embeddings True"))
     assert "freeze_embeddings: True with a new CLIP, which" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse(ContrastConfig, flags(tmp_path, 1, "--lock-text True --lock-image True --model any"))
+    assert "lock_text: True with lock_image" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse(ContrastConfig, flags(tmp_path, 1, "--all-names 1 --model any"))
+    assert "all_names: 1.0 without lock_text" in capsys.readouterr().err
     BertConfig().save_pretrained(tmp_path / "bert")
     with pytest.raises(ValueError, match=r"^model: '.*bert' is bert; allowed: an AltCLIP or a CLIP"):
         train(config(tmp_path / "out", 1, tmp_path / "bert"))
@@ -195,3 +206,38 @@ def test_an_m18_keeps_its_generation_head(altclip, tmp_path):
     assert after.form == "m18"
     assert after.generation_head["weight"].equal(head["weight"])
     assert not after.model.text_model.pre_LN.weight.equal(clip.model.text_model.pre_LN.weight)
+
+
+def test_a_locked_text_tower_stays_and_what_is_behind_it_and_the_image_tower_move(altclip, tmp_path):
+    train(config(tmp_path, 2, altclip, "--lock-text True --optim.learning-rate 1e-3"))
+    before, after = (AltCLIPModel.from_pretrained(path) for path in (altclip, tmp_path / "model"))
+    states = after.text_model.state_dict()
+    assert all(value.equal(states[name]) for name, value in before.text_model.state_dict().items())
+    for name in ("text_projection.weight", "visual_projection.weight", "logit_scale"):
+        assert not after.get_parameter(name).equal(before.get_parameter(name)), name
+
+
+def test_accumulated_passes_tell_from_all_names_as_the_one_big_batch(altclip, tmp_path):
+    more = "--run.batch-size 8 --lock-text True --all-names 1 --languages en th"
+    train(config(tmp_path / "one", 2, altclip, more))
+    train(config(tmp_path / "four", 2, altclip, f"{more} --run.gradient-accumulation-steps 4"))
+    assert_same_training(tmp_path / "one", tmp_path / "four", 1e-5)
+
+
+def test_one_emoji_is_told_from_all_names_and_a_scene_of_two_is_not(altclip):
+    clip, tokenizer = AltCLIPModel.from_pretrained(altclip), AutoTokenizer.from_pretrained(altclip)
+    names = AllNames(Teacher(clip, tokenizer), ("en", "de"))
+    scale, groups = torch.tensor(2.0), torch.tensor([group_of(("🦞",)), group_of(("🦞", "🐈"))])
+    image = F.normalize(torch.randn(2, clip.config.projection_dim), dim=-1)
+    emoji, expected = load_emoji(), torch.zeros(())
+    unseen = partial(Captions(emoji).unseen_name, "de")
+    assert any(map(unseen, emoji.characters)) and not unseen("🦞")
+    for stands in (lambda _: "en", lambda c: "en" if unseen(c) else "de"):
+        texts = [emoji.names[stands(c)][c] for c in emoji.characters]
+        tokens = tokenizer(texts, padding=True, return_tensors="pt")
+        with torch.no_grad():
+            text = F.normalize(clip.get_text_features(**tokens).pooler_output, dim=-1)
+        said = (scale.exp() * image[0] @ text.T).log_softmax(0)
+        expected -= said[emoji.characters.index("🦞")] / 2
+    found = names.loss(image, groups, clip.text_projection, scale)
+    assert_close(found, expected / 2, rtol=1e-4, atol=1e-4)  # one of two rows counts

@@ -90,6 +90,12 @@ def test_training_captions_never_hold_what_is_held_out(captions):
         assert text not in hidden
 
 
+def test_a_language_that_is_named_three_times_is_drawn_three_times_as_often(captions):
+    random = np.random.default_rng(0)
+    drawn = [captions.random_language(random, ("🦞",), ("ar", "en", "ar", "ar")) for _ in range(2000)]
+    assert set(drawn) == {"ar", "en"} and 0.72 < drawn.count("ar") / len(drawn) < 0.78
+
+
 def test_held_out_shares_are_near_what_they_say(captions):
     emoji = captions.emoji
     names = [captions.unseen_name(tag, c) for tag in LANGUAGES if tag != "en" for c in emoji.characters]

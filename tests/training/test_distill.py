@@ -34,6 +34,24 @@ def test_each_loss_is_learnt(kind, teacher, altclip, tmp_path):
     assert sum(found[-5:]) < 0.9 * sum(found[:5])
 
 
+def test_an_altclip_teaches_its_own_english(altclip, tmp_path):
+    more = f"--model {altclip} --languages en --sequence-weight 0 --run.mixed-precision no --counts 1"
+    train(config(tmp_path, 1, altclip, more))
+    assert all(loss < 0.3 for loss in losses(tmp_path)), losses(tmp_path)
+
+
+def test_a_kept_share_lies_between_what_was_and_what_was_learnt(altclip, tmp_path):
+    for share in (0, 0.25):
+        train(config(tmp_path / str(share), 2, altclip, f"--model {altclip} --kept-share {share}"))
+    paths = (altclip, tmp_path / "0", tmp_path / "0.25")
+    before, learnt, mixed = (
+        AltCLIPModel.from_pretrained(path if path == altclip else path / "model").text_model for path in paths
+    )
+    expected = before.get_parameter(WORDS[11:]) * 0.25 + learnt.get_parameter(WORDS[11:]) * 0.75
+    assert not learnt.get_parameter(WORDS[11:]).equal(before.get_parameter(WORDS[11:]))
+    assert_close(mixed.get_parameter(WORDS[11:]), expected)
+
+
 def test_the_teachers_state_before_the_last_layer_is_that_of_its_end_of_text(teacher):
     clip, tokenizer = CLIPModel.from_pretrained(teacher), AutoTokenizer.from_pretrained(teacher)
     guide = Teacher(clip, tokenizer)
@@ -118,7 +136,8 @@ def test_what_does_not_fit_is_refused_before_training(teacher, altclip, tmp_path
     wide = tiny_clip(len(tokenizer), width=48)
     wide.save_pretrained(tmp_path / "wide")
     cases = {
-        r"^teacher: '.*' is altclip; allowed: a CLIP": (altclip, f"--model {altclip}"),
+        r"^teacher: '.*' is bert; allowed: a CLIP or an AltCLIP": (tmp_path / "bert", f"--model {altclip}"),
+        r"^form: m18 with an AltCLIP as teacher; allowed: own": (altclip, f"--model {altclip} --form m18"),
         r"^student\.backbone: '.*' is bert; allowed: xlm-roberta": (
             teacher,
             f"--student.backbone {tmp_path / 'bert'}",
@@ -134,6 +153,7 @@ def test_what_does_not_fit_is_refused_before_training(teacher, altclip, tmp_path
         ),
         "student.backbone: 'a' with model 'b'": "--student.backbone a --model b",
         "freeze_embeddings: True with a new student": "--freeze-embeddings True",
+        "kept_share: 0.5; allowed": "--kept-share 0.5",
     }
     for message, more in cases.items():
         with pytest.raises(SystemExit):

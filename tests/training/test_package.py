@@ -1,6 +1,7 @@
 """Packing stages into the folder that ships, on tiny models in the place of the trained ones."""
 
 import json
+import shutil
 
 import pytest
 
@@ -30,13 +31,38 @@ def test_what_is_packed_is_whole_and_opens_and_says_what_made_it(stages, tmp_pat
     bundled.verify(out)
     pipeline = AltDiffusionPipeline.from_pretrained(out, device="cpu")
     assert pipeline.generation_defaults.steps == 20
-    assert AltCLIP.from_pretrained(out / "altclip", device="cpu").dim == 16
+    clip = AltCLIP.from_pretrained(out / "altclip", device="cpu")
+    assert clip.dim == 16
+    tower = clip.model.text_model.state_dict()
+    assert all(value.equal(tower[name]) for name, value in pipeline.text_encoder.state_dict().items())
     collection = Collection(out / "collection")
     collection.encode_some(AltCLIP.from_pretrained(out, device="cpu"))
     assert collection.ready  # its vectors lie beside it
     card = bundled.card(out)
     assert set(card["covered"]) == set(COVERED) and list(card["recipe"]) == list(package.STAGES)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_what_stages_that_are_gone_had_made_is_that_of_the_model_before(stages, tmp_path, monkeypatch):
+    before, out = tmp_path / "before", tmp_path / "weights"
+    command = ["package", "--stages", str(stages)]
+    monkeypatch.setattr("sys.argv", [*command, "--output", str(before)])
+    package.main()
+    assert "taken over" not in bundled.card(before)
+    first, second = package.STAGES[:2]
+    (stages / first / "config.yaml").unlink()
+    (stages / second / "config.yaml").write_text("optim: {learning_rate: 2e-3}\n")
+    shutil.rmtree(stages / package.UNET)
+    monkeypatch.setattr("sys.argv", [*command, "--output", str(out), "--base", str(before)])
+    package.main()
+    card, old = bundled.card(out), bundled.card(before)
+    assert list(card["recipe"]) == list(package.STAGES)
+    assert card["recipe"][first] == old["recipe"][first]
+    assert card["recipe"][second] != old["recipe"][second]
+    assert card["taken over"] == {"commit": old["commit"], "stages": [first, package.UNET]}
+    assert card["covered"] == old["covered"]
+    unet = next((before / "unet").glob("*.safetensors"))
+    assert unet.read_bytes() == (out / "unet" / unet.name).read_bytes()
 
 
 def test_a_stage_that_is_missing_is_told_in_one_line_and_the_old_model_stays(
