@@ -37,6 +37,7 @@ STAGES = {
     "teacher_more": ("teacher", True),
     "distill_lists": ("teacher learning", False),
     "contrast_lists": ("contrastive learning", False),
+    "contrast_names_last": ("fourth round", False),
 }
 RECIPES = Path("training/recipes/emoji")
 MARKS = ("<!-- encoder -->", "<!-- /encoder -->")

@@ -43,9 +43,13 @@ STAGES = (
     "contrast_lists",
     "unet_lists",
     "unet_lists_more",
+    "contrast_names",
+    "distill_arabic",
+    "contrast_names_more",
+    "contrast_names_last",
 )
 #: Those of them that ship: the UNet with its autoencoder; both towers, whose text tower conditions the UNet.
-UNET, TOWERS = "unet_lists_more", "contrast_lists"
+UNET, TOWERS = "unet_lists_more", "contrast_names_last"
 #: Texts of the licences that the pictures and names came under, as Debian ships them.
 LICENCES = {
     "LICENSE-font.txt": "/usr/share/doc/fonts-noto-color-emoji/copyright",
