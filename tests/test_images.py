@@ -193,7 +193,16 @@ def test_a_foreign_note_is_read_as_far_as_it_goes():
         'CFG scale: 7, Seed: 5, Size: 512x768, Model hash: abc, Model: sd, Hashes: "x: 1, y: 2", Version: v1'
     )
     assert made == Provenance(
-        "a cat in a hat", "dog", 5, 30, "euler-a", 7.0, 512, 768, model="sd", fingerprint="abc"
+        "a cat in a hat",
+        "dog",
+        seed=5,
+        steps=30,
+        scheduler="euler-a",
+        guidance_scale=7.0,
+        width=512,
+        height=768,
+        model="sd",
+        fingerprint="abc",
     )
     assert parse_parameters("a cat\nSteps: 20, Clip skip: 2, Seed: 1").clip_skip == 1
     assert parse_parameters("a cat\nSteps: 20, Clip skip: 1, Seed: 1").clip_skip is None
