@@ -75,7 +75,7 @@ def emoji(count: int, queries: int) -> tuple[np.ndarray, np.ndarray]:
     return images, clip.encode_text(texts).numpy()
 
 
-def store(folder: Path, images: np.ndarray, frame: Frame, quantized: bool) -> tuple[EmbeddedEngine, float]:
+def store(folder: Path, images: np.ndarray, frame: Frame, signs: bool) -> tuple[EmbeddedEngine, float]:
     start = time.perf_counter()
     engine = EmbeddedEngine(folder, images.shape[1], threads=1)
     for first in range(0, len(images), BLOCK):
@@ -85,7 +85,7 @@ def store(folder: Path, images: np.ndarray, frame: Frame, quantized: bool) -> tu
             for number in range(first, first + len(block))
         ]
         engine.store(pictures, frame.picture(block))
-    engines.EXACT_UP_TO = 0 if quantized else len(images)
+    engines.EXACT_UP_TO = 0 if signs else len(images)
     engine.settle()
     return engine, time.perf_counter() - start
 
@@ -125,7 +125,7 @@ def compare(engine: EmbeddedEngine, images: np.ndarray, texts: np.ndarray, frame
     }
 
 
-def resident(folder: Path, texts: np.ndarray, frame: Frame, quantized: bool) -> dict[str, float]:
+def resident(folder: Path, texts: np.ndarray, frame: Frame, signs: bool) -> dict[str, float]:
     """Of a process of its own that only opens the index and searches, above what its imports take."""
     queries = np.stack([frame.query([Part(text, text)]).vector for text in texts])
     np.save(folder.parent / "queries.npy", queries)
@@ -135,7 +135,7 @@ def resident(folder: Path, texts: np.ndarray, frame: Frame, quantized: bool) -> 
         "bench.search",
         "--resident",
         str(folder),
-        *(["--quantized"] if quantized else []),
+        *(["--signs"] if signs else []),
     ]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     vectors = len(texts[0]) * 4 * int(json.loads(done.stdout)["count"])
@@ -146,11 +146,11 @@ def _disk(folder: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
 
 
-def measure_resident(folder: Path, quantized: bool) -> None:
+def measure_resident(folder: Path, signs: bool) -> None:
     texts, process = np.load(folder.parent / "queries.npy"), psutil.Process()
     np.dot(texts, texts.T)  # so that its own memory is not counted
     before = process.memory_full_info().pss
-    engine = EmbeddedEngine(folder, texts.shape[1], quantized=quantized, threads=1)
+    engine = EmbeddedEngine(folder, texts.shape[1], signs=signs, threads=1)
     for text in texts:
         engine.search(text, K, ANYWHERE)
     print(json.dumps({"count": len(engine), "resident_bytes": process.memory_full_info().pss - before}))
@@ -158,21 +158,21 @@ def measure_resident(folder: Path, quantized: bool) -> None:
 
 def run(name: str, count: int, queries: int, scratch: Path) -> dict:
     images, texts = {"clusters": clusters, "emoji": emoji}[name](count, queries)
-    frame, rows = Frame(images[:: max(1, count // 128)].mean(axis=0)), []
-    for quantized in (False, True):
-        part = images if quantized else images[:EXACT]
-        folder = scratch / f"{name}-{quantized}" / "vectors"
+    frame, rows = Frame(images[:: max(1, count // 128)].mean(axis=0), texts.mean(axis=0)), []
+    for signs in (False, True):
+        part = images if signs else images[:EXACT]
+        folder = scratch / f"{name}-{signs}" / "vectors"
         folder.parent.mkdir()
-        engine, seconds = store(folder, part, frame, quantized)
+        engine, seconds = store(folder, part, frame, signs)
         row = {
             "set": name,
             "dim": images.shape[1],
             "vectors": len(part),
-            "way": "quantized" if quantized else "exact",
+            "way": "signs" if signs else "exact",
         }
         row |= {"build_s": seconds, **compare(engine, part, texts, frame)}
         engine.close()
-        row |= resident(folder, texts, frame, quantized)
+        row |= resident(folder, texts, frame, signs)
         rows.append(row)
         print(json.dumps(row), flush=True)
     return {"rows": rows}
@@ -203,10 +203,10 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=("clusters", "emoji"), default=["clusters", "emoji"])
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--resident", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--quantized", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--signs", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.resident:
-        measure_resident(arguments.resident, arguments.quantized)
+        measure_resident(arguments.resident, arguments.signs)
         return
     rows = []
     for name in arguments.sets:

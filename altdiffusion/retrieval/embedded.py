@@ -17,18 +17,16 @@ _PAGE = 1000
 
 
 class EmbeddedEngine:
-    """Vectors lie in files that are mapped, not read; beyond 100,000 quantized ones lie in memory besides."""
+    """Vectors lie in files that are mapped, not read into memory; the signs beyond 100,000 stay in memory."""
 
-    def __init__(
-        self, folder: Path, dim: int, *, quantized: bool = False, threads: int | None = None
-    ) -> None:
-        """`quantized` is what the attribute of that name said when the engine was last closed."""
-        self.quantized = quantized
+    def __init__(self, folder: Path, dim: int, *, signs: bool = False, threads: int | None = None) -> None:
+        """`signs` is what the attribute of that name said when the engine was last closed."""
+        self.signs = signs
         self._folder, self._dim, self._threads = folder, dim, threads
         self._edge = _edge()
         if not folder.exists():
             self._create()
-        self._shard = self._load(quantized)
+        self._shard = self._load(signs)
 
     def store(self, pictures: Sequence[Picture], vectors: np.ndarray) -> None:
         points = [
@@ -61,7 +59,7 @@ class EmbeddedEngine:
             limit=limit,
             query=self._edge.Query.Nearest(query.astype(np.float32).tolist()),
             filter=engines.conditions(self._edge, self._edge.RangeFloat, where),
-            params=engines.how(self._edge, limit, self.quantized),
+            params=engines.how(self._edge, limit, self.signs),
             with_payload=True,
             with_vector=True,
         )
@@ -71,10 +69,10 @@ class EmbeddedEngine:
         ]
 
     def settle(self) -> None:
-        if len(self) > engines.EXACT_UP_TO and not self.quantized:
+        if len(self) > engines.EXACT_UP_TO and not self.signs:
             self._shard.close()
-            self._shard = self._load(quantized=True)
-            self.quantized = True
+            self._shard = self._load(signs=True)
+            self.signs = True
         self._write(self._shard.optimize)
         self._write(self._shard.flush)
 
@@ -91,32 +89,33 @@ class EmbeddedEngine:
             name = shorten(str(self._folder.parent))
             raise BadRequest(f"index: {name} cannot be written ({shorten(str(error))})") from None
 
-    def _config(self, quantized: bool) -> Any:
-        """`m=0`: no graph, which takes minutes to build from 100,000 on and finds less."""
+    def _config(self, signs: bool) -> Any:
+        """`m=0`: no graph, which takes minutes to build from 100,000 on and finds less than signs do."""
         edge = self._edge
         vectors = edge.EdgeVectorParams(size=self._dim, distance=edge.Distance.Dot, memory=edge.Memory.Cold)
         return edge.EdgeConfig(
             vectors=vectors,
             hnsw_config=edge.HnswIndexConfig(m=0, ef_construct=4, full_scan_threshold=10),
-            quantization_config=self._quantization() if quantized else None,
+            quantization_config=self._quantization() if signs else None,
             max_search_threads=self._threads,
         )
 
     def _quantization(self) -> Any:
-        bits, pinned = self._edge.TurboQuantBitSize.Bits2, self._edge.Memory.Pinned
-        return self._edge.TurboQuantQuantizationConfig(bits=bits, memory=pinned)
+        bits = self._edge.BinaryQuantizationEncoding
+        encoding = bits.TwoBits if self._dim < engines.TWO_BITS_BELOW else bits.OneBit
+        return self._edge.BinaryQuantizationConfig(encoding=encoding, memory=self._edge.Memory.Pinned)
 
     def _create(self) -> None:
         """Made aside and renamed: a process killed here leaves nothing that looks like an index."""
         aside = self._folder.with_name(self._folder.name + ".tmp")
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
-        self._edge.EdgeShard.create(str(aside), self._config(quantized=False)).close()
+        self._edge.EdgeShard.create(str(aside), self._config(signs=False)).close()
         aside.rename(self._folder)
 
-    def _load(self, quantized: bool) -> Any:
+    def _load(self, signs: bool) -> Any:
         try:
-            return self._edge.EdgeShard.load(str(self._folder), self._config(quantized))
+            return self._edge.EdgeShard.load(str(self._folder), self._config(signs))
         except Exception as error:  # as in `_write`
             name = shorten(str(self._folder.parent))
             if "WouldBlock" in str(error):

@@ -13,10 +13,12 @@ import numpy as np
 from altdiffusion.retrieval.pictures import Picture
 from altdiffusion.retrieval.where import Where
 
-#: Up to here every vector is compared with the query; beyond, vectors of two bits a number choose whom.
+#: Up to here every vector is compared with the query; beyond, signs choose whom to compare.
 EXACT_UP_TO = 100_000
-#: How many of the best by those have their whole vectors compared.
-COMPARED = 1000
+#: Signs have one bit a number; those of shorter vectors two, which tells as much as a vector twice as long.
+TWO_BITS_BELOW = 512
+#: How many of the best by signs have their whole vectors compared.
+COMPARED = 4000
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Found:
 class Engine(Protocol):
     """Pictures by their `id`, each with one vector. What `store` and `delete` were given is safe then."""
 
-    quantized: bool
-    """Whether searches begin with vectors of two bits a number."""
+    signs: bool
+    """Whether searches begin with signs."""
 
     def store(self, pictures: Sequence[Picture], vectors: np.ndarray) -> None: ...
 
@@ -46,7 +48,7 @@ class Engine(Protocol):
     def search(self, query: np.ndarray, limit: int, where: Where) -> list[Found]: ...
 
     def settle(self) -> None:
-        """After many changes: makes searches fast, and beyond `EXACT_UP_TO` begins to quantize."""
+        """After many changes: makes searches fast, and beyond `EXACT_UP_TO` begins to use signs."""
         ...
 
     def close(self) -> None: ...
@@ -54,9 +56,9 @@ class Engine(Protocol):
     def __len__(self) -> int: ...
 
 
-def how(models: Any, limit: int, quantized: bool) -> Any:
+def how(models: Any, limit: int, signs: bool) -> Any:
     """The parameters of a search for `limit` results; the classes of both engines have the same names."""
-    if not quantized:
+    if not signs:
         quantization = models.QuantizationSearchParams(ignore=True)
         return models.SearchParams(exact=True, quantization=quantization)
     oversampling = max(COMPARED / limit, 10.0)

@@ -139,7 +139,7 @@ class ImageIndex:
         tally.counts["unchanged"] = len(entries) - len(todo)
         engine = self._fill(todo, known, gone, tally, progress)
         engine.settle()
-        changed = dataclasses.replace(self.manifest, complete=True, quantized=engine.quantized)
+        changed = dataclasses.replace(self.manifest, complete=True, signs=engine.signs)
         if changed != self.manifest:
             changed.write(self.folder)
         self.manifest, self.report = changed, tally.report()
@@ -235,7 +235,7 @@ class ImageIndex:
 
     @functools.cached_property
     def _frame(self) -> Frame:
-        return Frame(np.array(self.manifest.image_mean))
+        return Frame(np.array(self.manifest.image_mean), np.array(self.manifest.text_mean))
 
     def _entries(self, root: Path, tally: Tally) -> tuple[list[Entry], list[str]]:
         if not root.is_dir():
@@ -265,7 +265,7 @@ class ImageIndex:
 def _engine(folder: Path, made: Manifest) -> Engine:
     if made.url is not None and made.collection is not None:
         return ServerEngine(made.url, made.collection, made.dim)
-    return EmbeddedEngine(folder / _ENGINE, made.dim, quantized=made.quantized)
+    return EmbeddedEngine(folder / _ENGINE, made.dim, signs=made.signs)
 
 
 def _state(root: Path, picture: Picture) -> Literal["as indexed", "changed", "missing"]:

@@ -15,7 +15,7 @@ from altdiffusion.requests import BadRequest, shorten
 
 FILE = "index.json"
 ASIDE = ".index-"
-_FORMAT = 2
+_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,16 @@ class Manifest:
     root: str
     """The folder of the pictures; paths in the index are relative to it."""
     image_mean: list[float]
-    """How vectors lie in the engine (queries.Frame)."""
+    """This and `text_mean` are how vectors lie in the engine (queries.Frame): any values give the same
+    scores, these make signs tell most."""
     text_mean: list[float]
-    """Taken off where texts and pictures are added up."""
     model: str | None = None
     """As `from_pretrained` takes it; None is the bundled one."""
     only: list[str] | None = None
     """The pictures that were listed, where it was not the whole folder."""
     url: str | None = None
     collection: str | None = None
-    quantized: bool = False
+    signs: bool = False
     complete: bool = False
     """Whether the first build has reached its end."""
     format: int = _FORMAT

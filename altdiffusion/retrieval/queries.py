@@ -22,19 +22,29 @@ class Part:
 
 
 class Frame:
-    """How vectors lie in the engine: pictures less their mean, so that the few bits of a quantized one go to
-    what tells it from others. It is the same difference for every score.
+    """How vectors lie in the engine, so that their signs tell most and their products stay what they are.
+
+    Two reflections turn the texts' mean and the pictures' mean onto the first two axes: whichever kind a
+    query is, its mean then sways two signs instead of all. Stored pictures have their mean taken off besides,
+    which is the same difference for every score.
     """
 
-    def __init__(self, image_mean: Float[np.ndarray, " dim"]) -> None:
+    def __init__(self, image_mean: Float[np.ndarray, " dim"], text_mean: Float[np.ndarray, " dim"]) -> None:
         self._image_mean = np.asarray(image_mean, np.float64)
+        self._mirrors: list[np.ndarray] = []
+        for axis, mean in enumerate((text_mean, image_mean)):
+            turned = self._turned(np.asarray(mean, np.float64))
+            turned[:axis] = 0
+            target = np.zeros_like(turned)
+            target[axis] = np.linalg.norm(turned)
+            self._mirrors.append(unit(turned - target))
 
     def picture(self, vectors: Float[np.ndarray, "*rows dim"]) -> Float[np.ndarray, "*rows dim"]:
-        return (vectors - self._image_mean).astype(np.float32)
+        return self._turned(vectors - self._image_mean).astype(np.float32)
 
     def whole(self, stored: Float[np.ndarray, "*rows dim"]) -> Float[np.ndarray, "*rows dim"]:
-        """With their mean again, for what one has to do with another."""
-        return stored + self._image_mean
+        """With their mean again, for what one has to do with another; not turned back."""
+        return stored + self._turned(self._image_mean)
 
     def query(self, parts: Sequence[Part]) -> "Query":
         if len(parts) == 1 and parts[0].weight > 0:
@@ -44,7 +54,12 @@ class Frame:
                 unit(np.sum([part.weight * unit(part.vector - part.mean) for part in parts], axis=0)),
                 0.0,
             )
-        return Query(vector.astype(np.float32), offset)
+        return Query(self._turned(vector).astype(np.float32), offset)
+
+    def _turned(self, vectors: np.ndarray) -> np.ndarray:
+        for mirror in self._mirrors:
+            vectors = vectors - 2 * np.expand_dims(vectors @ mirror, -1) * mirror
+        return vectors
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class ServerEngine:
         if not self._ask(lambda: self._client.collection_exists(collection)):
             self._ask(lambda: self._create(dim))
         config = self._ask(lambda: self._client.get_collection(collection)).config
-        self.quantized = config.quantization_config is not None
+        self.signs = config.quantization_config is not None
         if config.params.vectors.size != dim:
             raise BadRequest(
                 f"url: collection {collection} has vectors of {config.params.vectors.size}; allowed {dim}"
@@ -70,7 +70,7 @@ class ServerEngine:
                     query=query.astype(np.float32).tolist(),
                     query_filter=engines.conditions(self._models, self._models.Range, where),
                     limit=limit,
-                    search_params=engines.how(self._models, limit, self.quantized),
+                    search_params=engines.how(self._models, limit, self.signs),
                     with_payload=True,
                     with_vectors=True,
                 )
@@ -83,13 +83,14 @@ class ServerEngine:
         ]
 
     def settle(self) -> None:
-        if len(self) > engines.EXACT_UP_TO and not self.quantized:
-            two = self._models.TurboQuantBitSize.BITS2
-            turbo = self._models.TurboQuantization(
-                turbo=self._models.TurboQuantQuantizationConfig(bits=two, always_ram=True)
+        if len(self) > engines.EXACT_UP_TO and not self.signs:
+            bits = self._models.BinaryQuantizationEncoding
+            encoding = bits.TWO_BITS if self._dim < engines.TWO_BITS_BELOW else bits.ONE_BIT
+            signs = self._models.BinaryQuantization(
+                binary=self._models.BinaryQuantizationConfig(encoding=encoding, always_ram=True)
             )
-            self._ask(lambda: self._client.update_collection(self._collection, quantization_config=turbo))
-            self.quantized = True
+            self._ask(lambda: self._client.update_collection(self._collection, quantization_config=signs))
+            self.signs = True
 
     def close(self) -> None:
         self._client.close()

@@ -107,7 +107,7 @@ class Collection:
 
         self._image_mean = rows.mean(axis=0)
         self._text_mean = clip.encode_text(asking.PLAIN).float().cpu().numpy().mean(axis=0)
-        frame = Frame(self._image_mean)
+        frame = Frame(self._image_mean, self._text_mean)
         self._stored = frame.picture(rows)
         self._frame = frame
 

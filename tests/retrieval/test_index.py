@@ -243,15 +243,15 @@ def test_an_index_of_other_pictures_is_not_gone_on_with(clip, folder, tmp_path):
     ("damage", "message"),
     [
         (lambda text: text[:-5], r"^index: .* is damaged \(index.json is not JSON\)$"),
-        (lambda text: "[]", r"^index: .* has the format None; allowed 2$"),
+        (lambda text: "[]", r"^index: .* has the format None; allowed 1$"),
         (lambda text: json.dumps(json.loads(text) | {"dim": "x"}), r"^index: .* is damaged \(dim: "),
         (
             lambda text: json.dumps(json.loads(text) | {"dim": 5}),
             r"^index: .* is damaged \(image_mean is not 5",
         ),
         (
-            lambda text: json.dumps(json.loads(text) | {"format": 1}),
-            r"^index: .* has the format 1; allowed 2$",
+            lambda text: json.dumps(json.loads(text) | {"format": 2}),
+            r"^index: .* has the format 2; allowed 1$",
         ),
     ],
 )

@@ -19,7 +19,7 @@ SKY_IMAGE = np.array([0.8, 0.6, 0.0])
 
 @pytest.fixture
 def frame() -> Frame:
-    return Frame(IMAGE_MEAN)
+    return Frame(IMAGE_MEAN, TEXT_MEAN)
 
 
 def score(frame: Frame, query, image: np.ndarray) -> float:
@@ -28,14 +28,26 @@ def score(frame: Frame, query, image: np.ndarray) -> float:
 
 def test_one_text_or_picture_scores_by_its_cosine_whatever_the_frame():
     random = np.random.default_rng(0)
-    for image_mean in (random.standard_normal(6), np.zeros(6), np.ones(6)):
-        frame, text_mean = Frame(image_mean), random.standard_normal(6)
+    for image_mean, text_mean in [
+        random.standard_normal((2, 6)),
+        np.zeros((2, 6)),
+        np.ones((2, 6)),
+        np.eye(2, 6),
+    ]:
+        frame = Frame(image_mean, text_mean)
         text, image, other = unit(random.standard_normal((3, 6)))
         assert score(frame, frame.query([Part(text, text_mean)]), image) == pytest.approx(
             text @ image, abs=1e-6
         )
         stored = frame.picture(np.stack([image, other]))
         assert frame.whole(stored)[0] @ frame.whole(stored)[1] == pytest.approx(image @ other, abs=1e-6)
+
+
+def test_a_frame_turns_the_means_onto_the_first_axes():
+    image_mean, text_mean = np.random.default_rng(1).standard_normal((2, 6))
+    frame = Frame(image_mean, text_mean)
+    assert np.abs(frame.query([Part(text_mean, text_mean)]).vector[1:]).max() < 1e-6
+    assert np.abs(frame.query([Part(image_mean, text_mean)]).vector[2:]).max() < 1e-6
 
 
 def test_a_weighted_sum_gives_either_kind_its_share(frame):
