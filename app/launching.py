@@ -86,7 +86,7 @@ def launch(service: Any, options: Options) -> Any:
         js=look.page_js(LOCALE_JS),
         max_file_size=MAX_UPLOAD,
         max_threads=64,
-        state_session_capacity=1000,
+        state_session_capacity=200,
         footer_links=["api", "settings"],
         share=False,
         show_error=False,

@@ -150,7 +150,9 @@ def clients(count: int, each: int, flags: list[str]) -> dict[str, Any]:
     pipeline = AltDiffusionPipeline.from_pretrained()
     apart = []
     for prompt, seed in tqdm(wanted, desc="one by one"):
-        (alone,) = generate(pipeline, GenerateRequest.build(prompt=prompt, seed=seed, steps=4))
+        (alone,) = generate(
+            pipeline, GenerateRequest.build(prompt=prompt, seed=seed, steps=4, preset="default")
+        )
         if seed in pictures:
             apart.append(int(np.abs(np.asarray(alone.image).astype(int) - pictures[seed]).max()))
     refused = [told for given, told in answers if given is None]
