@@ -14,11 +14,12 @@ BROWSER := chromium fonts-noto-core fonts-noto-cjk fonts-thai-tlwg
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format docs bench app train-emoji debian browser
+.PHONY: help demo test soak check format docs bench app train-emoji debian browser
 
 help:
 	@echo "make demo         draw two pictures with the bundled model, into demo/"
 	@echo "make test         run the tests (ARGS=... goes to pytest)"
+	@echo "make soak         break it in every way we know, as often as the plan says, and print a table (an hour or two)"
 	@echo "make check        lint, types, spelling, layers, and docs/cli.md against --help"
 	@echo "make format       let ruff rewrite the code"
 	@echo "make docs         write docs/cli.md anew"
@@ -77,6 +78,10 @@ demo: $(VENV)/.stamp-core
 # A worker for each core, up to four, of one thread each. A file stays with one worker, for the models its tests share.
 test: $(VENV)/.stamp-dev debian browser
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
+
+# One case after the other, as many of them measure memory and time.
+soak: $(VENV)/.stamp-dev debian browser
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/reliability --soak -m "slow or not slow" --timeout 9000 $(ARGS)
 
 check: $(VENV)/.stamp-dev
 	@echo "ruff" && $(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .

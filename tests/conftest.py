@@ -9,6 +9,7 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--weights", type=Path, help="a folder of published models, for tests/weights")
+    parser.addoption("--soak", action="store_true", help="try as often as the plan of tests/reliability says")
 
 
 @pytest.fixture
