@@ -5,6 +5,7 @@ format and the versions of the libraries that converted it. It is written aside 
 is whole or not there, and checked by the hash of each file before it is read: a damaged one is made anew.
 """
 
+import functools
 import gc
 import hashlib
 import importlib.util
@@ -185,15 +186,23 @@ def _convert_in_process(
         raise RuntimeError(f"converting {name} for OpenVINO failed: {reason[0]:.200}")
 
 
-def _compiled(file: Path, dtype: torch.dtype) -> Any:
+@functools.cache
+def _core() -> Any:
+    """Kept as long as the process: OpenVINO's plugin for CPUs gives the thread that loads it a stack for
+    signals and frees it when the last Core goes, so that the next one, Ctrl-C too, would end in a crash.
+    """
     import openvino
 
+    return openvino.Core()
+
+
+def _compiled(file: Path, dtype: torch.dtype) -> Any:
     options = {
         "INFERENCE_PRECISION_HINT": _HINTS[dtype],
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    return openvino.Core().compile_model(file, "CPU", options)
+    return _core().compile_model(file, "CPU", options)
 
 
 def _main() -> None:

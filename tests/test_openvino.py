@@ -1,6 +1,8 @@
 """`runtime="openvino"`: the same results as PyTorch's, converted once; and what it does not do is refused."""
 
 import importlib.util
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -125,6 +127,24 @@ def test_a_large_part_is_converted_in_a_process_of_its_own(clip, shared_folder, 
     monkeypatch.setattr(openvino_cache, "_LARGE", 1)
     again = AltCLIP.from_pretrained(shared_folder, runtime="openvino", dtype="float32")
     assert torch.equal(again.encode_text(TEXTS), clip.encode_text(TEXTS))
+
+
+SIGNAL = """
+import gc, signal, sys
+from altdiffusion import AltCLIP
+
+clip = AltCLIP.from_pretrained(sys.argv[1], runtime="openvino", dtype="float32")
+clip.encode_text(["a lobster"])
+del clip
+gc.collect()
+signal.signal(signal.SIGTERM, lambda *_: print("answered"))
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_a_signal_is_answered_after_the_model_is_gone(clip, shared_folder):
+    done = subprocess.run([sys.executable, "-c", SIGNAL, shared_folder], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "answered\n"), done.stderr[-2000:]
 
 
 def test_what_was_not_converted_is_refused(pipeline, clip, shared_pipeline, shared_folder, tmp_path):
