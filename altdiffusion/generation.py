@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -376,6 +377,9 @@ def _provenance(pipeline: Any, order: Order) -> Callable[[int], Provenance]:
         shared |= {"strength": request.strength, "image": image, "mask": mask}
     kind = type(pipeline.scheduler).__name__
     loras, embeddings = pipeline.additions
+    packages = {package.__name__: str(package.__version__) for package in (torch, diffusers, transformers)}
+    if pipeline.runtime != "torch":
+        packages[pipeline.runtime] = version(pipeline.runtime)
     return lambda seed: Provenance(
         **shared,
         loras=loras,
@@ -384,10 +388,7 @@ def _provenance(pipeline: Any, order: Order) -> Callable[[int], Provenance]:
         scheduler=request.scheduler or classes.get(kind, kind),
         model=model_name(pipeline.source),
         fingerprint=pipeline.fingerprint,
-        versions={
-            "altdiffusion": __version__,
-            **{package.__name__: str(package.__version__) for package in (torch, diffusers, transformers)},
-        },
+        versions={"altdiffusion": __version__, **packages},
     )
 
 

@@ -1,5 +1,6 @@
 """`runtime="openvino"`: the same results as PyTorch's, converted once; and what it does not do is refused."""
 
+import importlib.metadata
 import importlib.util
 import subprocess
 import sys
@@ -51,6 +52,12 @@ def test_pictures_are_pytorchs(pipeline, shared_pipeline):
     """In float32, a picture of another size than the network was traced at, and a batch of two."""
     size = {"height": 48, "width": 32}
     assert np.abs(drawn(pipeline, **size) - drawn(shared_pipeline, **size)).max() < 1e-4
+
+
+def test_a_picture_tells_that_openvino_drew_it(pipeline, shared_pipeline):
+    request = GenerateRequest.build(prompt="a lobster", seed=7, steps=1, width=32, height=32)
+    ours, torchs = (generate(p, request)[0].provenance.versions for p in (pipeline, shared_pipeline))
+    assert ours == {**torchs, "openvino": importlib.metadata.version("openvino")}
 
 
 def test_image_to_image_is_pytorchs(pipeline, shared_pipeline):

@@ -30,7 +30,7 @@ def test_cuda_is_refused_where_there_is_none():
 
 @pytest.mark.parametrize(("units", "auto"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_the_cpu_computes_in_float32_unless_asked_and_auto_is_the_fastest(monkeypatch, units, auto):
-    monkeypatch.setattr(runtime, "has_bfloat16", lambda: units)
+    monkeypatch.setattr(runtime, "gains_by_bfloat16", lambda: units)
     assert choose_dtype("cpu") == torch.float32
     assert choose_dtype("cpu", "auto") == auto
 
@@ -45,6 +45,19 @@ def test_float16_on_the_cpu_is_refused_with_the_reason(name):
 def test_an_unknown_number_format_is_refused_with_the_known(name):
     with pytest.raises(ValueError, match=r"^dtype: .* is not known; allowed: float32, bfloat16, float16"):
         choose_dtype("cpu", name)
+
+
+def test_what_a_cpu_gains_by_bfloat16_is_measured(monkeypatch):
+    """The two answers, by a clock that says what each product took."""
+    for seconds, gains in ((1, True), (3, False)):
+        now = iter(tick for round_ in range(3) for tick in (round_ * 10, round_ * 10 + 2, 0, seconds))
+        runtime.gains_by_bfloat16.cache_clear()
+        monkeypatch.setattr(runtime, "has_bfloat16", lambda: True)
+        monkeypatch.setattr(runtime.time, "thread_time", lambda now=now: next(now))
+        assert runtime.gains_by_bfloat16() is gains
+    monkeypatch.undo()
+    runtime.gains_by_bfloat16.cache_clear()
+    assert runtime.gains_by_bfloat16() <= runtime.has_bfloat16()
 
 
 def test_bfloat16_without_hardware_is_given_with_a_warning(monkeypatch):
