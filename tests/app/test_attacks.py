@@ -12,28 +12,12 @@ from typing import Any
 
 import pytest
 
+from tests.app.attack_cases import GET, NAMES, NONSENSE
 from tests.app.attacking import ROOT, SECRET, Running, drawing, nothing_read, picture, running
 
 pytest.importorskip("gradio", reason="needs the extra app: pip install 'altdiffusion[app]'")
 
 MB = 2**20
-
-GET = [
-    *("/gradio_api/file=/etc/passwd", "/gradio_api/file=SECRET", "/file=/etc/passwd", "/file=SECRET"),
-    *("/gradio_api/file/etc/passwd", "/gradio_api/file=../../../../etc/passwd"),
-    "/gradio_api/file=//etc/passwd",
-    *("/gradio_api/file=%2e%2e/%2e%2e/%2e%2e/etc/passwd", "/gradio_api/file=/etc/passwd%00.png"),
-    *("/gradio_api/file=/proc/self/environ", "/gradio_api/file=/dev/zero", "/gradio_api/file=app/demo.py"),
-    *("/gradio_api/file=ROOT/app/demo.py", "/gradio_api/file=file:///etc/passwd"),
-    *("/gradio_api/file=http://CANARY/a", "/gradio_api/file=HTTP://CANARY/a"),
-    *("/gradio_api/file=//CANARY/a", "/gradio_api/proxy=http://CANARY/a", "/gradio_api/proxy=file:///etc/passwd"),
-    *("/static/../../../../etc/passwd", "/static/%2e%2e/%2e%2e/%2e%2e/%2e%2e/routes.py"),
-    *("/svelte/../../routes.py", "/svelte/%2e%2e/%2e%2e/routes.py"),
-    "/assets/..%2f..%2f..%2f..%2froutes.py",
-    "/gradio_api/custom_component/1/client/component/..%2f..%2fetc",
-    *("/pwa_icon/SECRET", "/gradio_api/stream/a/b/1/..%2f..%2fetc%2fpasswd.ts", "/gradio_api/vibe-code"),
-    *("/monitoring", "/gradio_api/run-history/records", "/gradio_api/run-history/buckets"),
-]  # fmt: skip
 
 
 @pytest.mark.parametrize("target", GET)
@@ -44,19 +28,6 @@ def test_no_path_leads_to_a_file_or_to_another_server(app: Running, target: str)
     answer = app.ask("GET", target)
     nothing_read(app, answer.body)
     assert 400 <= answer.status < 500, answer
-
-
-NAMES = {
-    **{"upwards": "../../evil.png", "backslashes": "..\\..\\evil.png", "absolute": "/tmp/evil.png"},
-    **{
-        "encoded": "%2e%2e%2fevil.png",
-        "long": "a" * 300 + ".png",
-        "dots": "..",
-        "none": "",
-        "tag": "<img src=x>.png",
-    },
-    **{"turned": "\u202egnp.evil", "NUL": "a\0b.png", "device": "CON.png", "emoji": "🦞.png"},
-}
 
 
 @pytest.mark.parametrize("name", list(NAMES))
@@ -117,16 +88,7 @@ def test_one_file_is_limited_as_well(app: Running):
     assert answer.told
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        *(b"", b"{", b"[]", b"null", b"5", b'"a"', b"[" * 100_000, b'{"data": ' + b"[" * 50_000, b"\xff\xfe"),
-        *(b"{}", b'{"data": [], "fn_index": 9999}', b'{"data": [], "fn_index": "x"}'),
-        b'{"data": [], "fn_index": -1}',
-        *(b'{"data": {"a": 1}, "fn_index": 1}', b'{"data": "cat", "fn_index": 1, "session_hash": 5}'),
-        *(b'{"data": [], "fn_index": 1, "session_hash": {"a": 1}}', b'{"data": [1e999], "fn_index": true}'),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("body", NONSENSE)
 def test_requests_that_make_no_sense_are_refused(app: Running, body: bytes):
     answer = app.post("/gradio_api/queue/join", body)
     assert 400 <= answer.status < 500, answer
