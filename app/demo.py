@@ -33,7 +33,7 @@ class Page(gr.Blocks):
     async def process_api(self, block_fn: Any, inputs: list[Any], *args: Any, **more: Any) -> dict[str, Any]:
         tag = visitor_language(more.get("request"))
         event, session = more.get("event_id"), more.get("session_hash")
-        if event is not None and not self.audience.waits_for(event, session):
+        if event is not None and not await self.audience.still_waits_for(event, session):
             raise gr.Error(say("cancelled", tag), print_exception=False)  # whoever comes later reads this
         try:
             _check(block_fn, inputs, more.get("iterator"))

@@ -4,12 +4,14 @@ gradio ends what somebody stops listening to, but draws to the end what nobody e
 closed as it asked, or a program that never fetches its answer.
 """
 
+import asyncio
 import math
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+_ROUNDS = 50  # of the loop: a connection that was made is accepted, read and routed in fewer
 _KNOWN = 4000  # sessions and events, the latest; twice as many as gradio keeps news of
 
 
@@ -32,6 +34,15 @@ class Audience:
         while len(self._until) > _KNOWN:
             self._until.popitem(last=False)
         return max(self._until[event], self._until.get(session or event, 0)) > time.monotonic()
+
+    async def still_waits_for(self, event: str, session: str | None) -> bool:
+        """As `waits_for`; but before anybody is given up, those who stand at the door are let in. Where a
+        hundred come at once, a listener can stand there for longer than its page is waited for."""
+        for _ in range(_ROUNDS):
+            if self.waits_for(event, session):
+                return True
+            await asyncio.sleep(0)
+        return self.waits_for(event, session)
 
     def arrives(self, key: str) -> None:
         self._open[key] += 1

@@ -48,6 +48,30 @@ def test_who_listens_is_waited_for_without_an_end_and_who_goes_is_not(clock: Clo
     assert audience.waits_for("e2", "page")  # a new one, whose news nobody has had time to fetch
 
 
+def test_nobody_is_given_up_who_stands_at_the_door_of_a_busy_server(clock: Clock):
+    audience = Audience()
+
+    async def arrive_after(rounds: int) -> bool:
+        waited = audience.still_waits_for("e1", "page")
+        assert await waited
+        clock.now += 6
+
+        async def listen() -> None:
+            for _ in range(rounds):
+                await asyncio.sleep(0)
+            audience.arrives("page")
+
+        listening = asyncio.ensure_future(listen())
+        try:
+            return await audience.still_waits_for("e1", "page")
+        finally:
+            listening.cancel()
+
+    assert asyncio.run(arrive_after(10))
+    audience = Audience()
+    assert not asyncio.run(arrive_after(10_000))
+
+
 def test_what_it_knows_is_bounded(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "_KNOWN", 10)
     audience = Audience()
