@@ -4,6 +4,7 @@ Every failure passes through `Page.process_api`, so every refusal has a text, al
 """
 
 import html
+import inspect
 import logging
 from typing import Any
 
@@ -46,6 +47,18 @@ class Page(gr.Blocks):
                 title=say("bad_request", tag),
                 print_exception=False,
             ) from error
+
+    def get_api_info(self, *args: Any, **more: Any) -> Any:
+        """What a program leaves out is the handler's own default. gradio takes what the page's boxes begin
+        with, which follow the preset that the page begins with."""
+        found = super().get_api_info(*args, **more)
+        own = {f"/{fn.api_name}": inspect.signature(fn.fn).parameters for fn in self.fns.values() if fn.fn}
+        for name, endpoint in (found or {"named_endpoints": {}})["named_endpoints"].items():
+            for parameter in endpoint["parameters"]:
+                argument = own.get(name, {}).get(parameter["parameter_name"])
+                if argument is not None and argument.default is not inspect.Parameter.empty:
+                    parameter |= {"parameter_has_default": True, "parameter_default": argument.default}
+        return found
 
 
 def explain(error: Exception, tag: str, helper: bool = False) -> str:

@@ -116,6 +116,14 @@ def test_what_is_asked_reaches_the_service(client: Any, app: SimpleNamespace, tm
     assert [read_provenance(file["image"]).seed for file in files] == [5, 6]
 
 
+@pytest.mark.parametrize("preset", ["exact", "default", "fast"])
+def test_a_preset_alone_decides_of_steps_and_scheduler(client: Any, app: SimpleNamespace, preset: str):
+    """The page's boxes begin with those of its first preset, which are no defaults of a program's."""
+    client.predict("a crab", seed=7, preset=preset, api_name="/generate")
+    request = app.painter.asked[-1][0]
+    assert (request.preset, request.steps, request.scheduler) == (preset, None, None)
+
+
 def test_languages_are_compared(client: Any):
     grid, line, scores = client.predict("en: lobster\nth: กุ้งมังกร", seed=1, api_name="/compare")
     assert Image.open(grid).size == (64, 64) and line.startswith("Done")
