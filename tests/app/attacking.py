@@ -59,7 +59,7 @@ class Running:
     numbers: dict[str, int] = field(default_factory=dict)
 
     def connection(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=180)
 
     def ask(
         self, method: str, target: str, body: bytes | None = None, host: str | None = None, **headers: str
@@ -130,7 +130,7 @@ def running(folder: Path, *command: str) -> Iterator[Running]:
     with canary() as (address, fetched), log.open("wb") as out:
         process = subprocess.Popen(whole, cwd=ROOT, stdout=out, stderr=out, env=environment(folder))
         try:
-            end = time.monotonic() + 120
+            end = time.monotonic() + 300
             while "the app is at" not in log.read_text(encoding="utf-8"):
                 assert process.poll() is None and time.monotonic() < end, log.read_text(encoding="utf-8")
                 time.sleep(0.1)
