@@ -25,7 +25,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "encode": ("-o", "--write"),
     "generate": ("-o", "--write"),
     "training": ("-o", "--write"),
-    "search": ("--write",),
+    "search": ("-o", "--write"),
     "openvino": ("-o", "--write"),
     "gpu": ("-o",),
     "quality": ("-o", "--write"),

@@ -12,12 +12,10 @@ closed   20 tabs closed while pictures are drawn: the steps that the model still
 `start` and `closed` need playwright and chromium. Seconds are by the clock, so they want a quiet machine.
 """
 
-import argparse
 import contextlib
 import io
 import json
 import os
-import platform
 import signal
 import socket
 import statistics
@@ -36,7 +34,7 @@ import psutil
 from PIL import Image
 from tqdm import tqdm
 
-from bench.report import RESULTS, replace_part
+from bench.report import Start, origin, parser, tell
 
 ROOT = Path(__file__).parent.parent
 CHROMIUM = "/usr/bin/chromium"
@@ -238,42 +236,31 @@ def table(report: dict[str, Any]) -> str:
     if "closed" in report:
         shut = report["closed"]
         lines.append(f"| closed tabs: most steps after it, of {shut['tabs']} | {shut['most']} |")
-    return "\n".join([*lines, "", f"`{report['command']}`, {report['machine']}", ""])
+    return "\n".join([*lines, "", origin(report), ""])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = parser(__doc__)
     names = ["start", "clients", "memory", "closed"]
-    parser.add_argument("--parts", nargs="+", choices=names, default=names)
-    parser.add_argument("--rounds", type=int, default=3, help="of start")
-    parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--each", type=int, default=20)
-    parser.add_argument("--requests", type=int, default=1000)
-    parser.add_argument("--tabs", type=int, default=20)
-    parser.add_argument("-o", "--output", type=Path, help="report as JSON")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/results.md")
-    asked = parser.parse_args()
+    options.add_argument("--parts", nargs="+", choices=names, default=names)
+    options.add_argument("--rounds", type=int, default=3, help="of start")
+    options.add_argument("--clients", type=int, default=16)
+    options.add_argument("--each", type=int, default=20)
+    options.add_argument("--requests", type=int, default=1000)
+    options.add_argument("--tabs", type=int, default=20)
+    asked = options.parse_args()
     parts = {
         "start": lambda: start(asked.rounds),
         "clients": lambda: [clients(asked.clients, asked.each, flags) for flags in ([], ["--batch", "1"])],
         "memory": lambda: memory(asked.requests),
         "closed": lambda: closed(asked.tabs),
     }
-    report: dict[str, Any] = {}
+    begun, report = Start(), {}
     for name in asked.parts:
         report[name] = parts[name]()
         print(json.dumps({name: report[name]}, ensure_ascii=False), flush=True)
-    report["command"] = " ".join(["python -m bench.app", *sys.argv[1:]])
-    report["machine"] = f"{platform.machine()}, {os.cpu_count()} CPUs"
-    if asked.output:
-        asked.output.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(table(report))
-    if asked.write:
-        RESULTS.write_text(
-            replace_part(RESULTS.read_text(encoding="utf-8"), "app", table(report)), encoding="utf-8"
-        )
+    report["made with"] = begun.made_with("torch", "gradio", threads=os.cpu_count())
+    tell(report, "app", "app", table, asked)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,7 @@ vectors less their mean, relative to their length, since vectors of random weigh
 Preprocessing: the greatest difference in steps of 255. The texts need 4 GB of free memory.
 """
 
-import argparse
 import gc
-import json
-import platform
-import subprocess
-import sys
-import time
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,10 +22,9 @@ from transformers import CLIPImageProcessorPil
 
 from altdiffusion.preprocessing import normalized
 from bench.encode_ways import SHAPES, Shape, jobs
-from bench.report import RESULTS, replace_section
+from bench.report import Start, origin, parser, tell
 from bench.training import take_turns
 
-MARKS = "<!-- encoding -->", "<!-- /encoding -->"
 #: What the design asks for: how many times as fast as this way ours is.
 TARGETS = {
     ("texts", "padded to 77, fp32"): 9.0,
@@ -79,21 +70,12 @@ def measure_job(shape: Shape, job: str, rounds: int, bar: tqdm) -> list[dict[str
 
 def measure(shape: str, names: list[str], rounds: int) -> dict[str, Any]:
     """The report: a row for each way of each job."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    started, rows = time.perf_counter(), []
+    start, rows = Start(), []
     with tqdm(disable=None, unit="call") as bar:
         for name in names:
             rows += measure_job(SHAPES[shape], name, rounds, bar)
             gc.collect()
-    made = {
-        "commit": commit.stdout.strip(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} CPU thread",
-        "torch": version("torch"),
-        "transformers": version("transformers"),
-        "minutes": round((time.perf_counter() - started) / 60, 1),
-    }
+    made = start.made_with("torch", "transformers")
     return {"shape": shape, "rounds": rounds, "rows": rows, "made with": made}
 
 
@@ -115,36 +97,23 @@ def table(report: dict[str, Any]) -> str:
             for name, digits in (("cosine", 6), ("error", 4), ("steps", 1))
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    made = report["made with"]
     lines += [
         "",
-        f"- `{report['command']}`, {report['rounds']} rounds, commit {made['commit']}, {made['machine']}, "
-        f"torch {made['torch']}, transformers {made['transformers']}, {made['minutes']} minutes",
+        origin(report),
     ]
     return "\n".join([*lines, ""])
 
 
 def main() -> None:
     names = list(jobs(SHAPES["tiny"]))
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--shape", choices=SHAPES, default="published")
-    parser.add_argument("--jobs", nargs="+", choices=names, default=names)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("-o", "--output", type=Path, help="report as JSON")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/results.md")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--shape", choices=SHAPES, default="published")
+    options.add_argument("--jobs", nargs="+", choices=names, default=names)
+    options.add_argument("--rounds", type=int, default=5)
+    arguments = options.parse_args()
     torch.set_num_threads(1)
     report = measure(arguments.shape, arguments.jobs, arguments.rounds)
-    report["command"] = " ".join(["python -m bench.encode", *sys.argv[1:]])
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(table(report))
-    if arguments.write:
-        RESULTS.write_text(
-            replace_section(RESULTS.read_text(encoding="utf-8"), table(report), MARKS), encoding="utf-8"
-        )
+    tell(report, "encode", "encoding", table, arguments)
 
 
 if __name__ == "__main__":

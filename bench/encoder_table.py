@@ -7,14 +7,7 @@ Recall in both directions and MR on held-out scenes, zero-shot top-1 over all em
 measures them. The teacher is measured in English alone: it was shown no other language.
 """
 
-import argparse
-import json
-import platform
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -30,7 +23,7 @@ from altdiffusion.evaluation.metrics import SIX
 from altdiffusion.languages import LANGUAGES
 from altdiffusion.runtime import choose_dtype
 from bench.quality import measure_retrieval, measure_zero_shot
-from bench.report import RESULTS, replace_section
+from bench.report import Start, origin, parser, tell
 
 #: The stage's name, what it is, and whether it was shown English alone.
 STAGES = {
@@ -40,7 +33,6 @@ STAGES = {
     "contrast_names_last": ("fourth round", False),
 }
 RECIPES = Path("training/recipes/emoji")
-MARKS = ("<!-- encoder -->", "<!-- /encoder -->")
 
 
 class Teacher:
@@ -97,11 +89,7 @@ def table(report: dict) -> str:
                 lines.append(f"| {tag} | {stage['kind']} | {cells} |")
     lines.append("")
     lines += [sentence(stage) for stage in report["stages"]]
-    made = report["made with"]
-    lines.append(
-        f"- `{report['command']}`, {report['scenes']:,} scenes, commit {made['commit']}, {made['machine']}, "
-        f"torch {made['torch']}, transformers {made['transformers']}, {made['minutes']} minutes"
-    )
+    lines.append(f"{origin(report)}; {report['scenes']:,} scenes")
     return "\n".join([*lines, ""])
 
 
@@ -120,39 +108,19 @@ def sentence(stage: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    options = parser(__doc__)
+    options.add_argument(
+        "--runs", type=Path, default=Path("runs/emoji"), help="where the stages' folders are"
     )
-    parser.add_argument("--runs", type=Path, default=Path("runs/emoji"), help="where the stages' folders are")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
-    parser.add_argument("--languages", nargs="+", choices=list(LANGUAGES), default=list(LANGUAGES))
-    parser.add_argument("--scenes", type=int, default=1000)
-    parser.add_argument("-o", "--output", type=Path, help="report as JSON")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/results.md")
-    arguments = parser.parse_args()
-    started = time.perf_counter()
+    options.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    options.add_argument("--languages", nargs="+", choices=list(LANGUAGES), default=list(LANGUAGES))
+    options.add_argument("--scenes", type=int, default=1000)
+    arguments = options.parse_args()
+    start = Start()
     stages = measure(arguments.runs, arguments.stages, arguments.languages, arguments.scenes)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    report = {
-        "command": " ".join(["python -m bench.encoder_table", *sys.argv[1:]]),
-        "scenes": arguments.scenes,
-        "stages": stages,
-        "made with": {
-            "commit": commit.stdout.strip(),
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} CPU thread(s)",
-            "torch": version("torch"),
-            "transformers": version("transformers"),
-            "minutes": round((time.perf_counter() - started) / 60, 1),
-        },
-    }
-    print(table(report))
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    if arguments.write:
-        text = replace_section(RESULTS.read_text(encoding="utf-8"), table(report), MARKS)
-        RESULTS.write_text(text, encoding="utf-8")
+    made = start.made_with("torch", "transformers")
+    report = {"scenes": arguments.scenes, "stages": stages, "made with": made}
+    tell(report, "encoder_table", "encoder", table, arguments)
 
 
 if __name__ == "__main__":

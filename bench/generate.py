@@ -8,17 +8,10 @@ each round, and a figure is the median, in seconds of CPU time. `--whole` also d
 beginning to end, to hold the sums against: some 15 minutes of CPU time more. Needs 7 GB of free memory.
 """
 
-import argparse
 import gc
-import json
-import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,9 +19,8 @@ from tqdm import tqdm
 
 from altdiffusion.presets import PRESETS
 from bench import generate_ways as ways
-from bench.report import RESULTS, replace_section
+from bench.report import Start, origin, parser, tell
 
-MARKS = "<!-- generation -->", "<!-- /generation -->"
 PEER = "diffusers, fp32"
 #: Way: the precision of its models, and the preset. The peer's kinds of calls are those of `exact`.
 WAYS = {
@@ -139,10 +131,7 @@ def summed(text: dict[str, float], parts: Seconds) -> list[dict[str, Any]]:
 
 
 def measure(shape: str, rounds: int, *, whole: bool) -> dict[str, Any]:
-    started, sizes = time.perf_counter(), ways.SHAPES[shape]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
+    start, sizes = Start(), ways.SHAPES[shape]
     with tqdm(disable=None, unit="call") as bar:
         text, embeds = text_seconds(sizes, rounds, bar)
         gc.collect()
@@ -155,12 +144,7 @@ def measure(shape: str, rounds: int, *, whole: bool) -> dict[str, Any]:
         for name, peak in peaks.items()
     }
     rows = [row | ({"whole": drawn[row["way"]]} if whole else {}) for row in summed(text, parts)]
-    made = {
-        "commit": commit.stdout.strip(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} CPU thread",
-        **{name: version(name) for name in ("torch", "diffusers", "transformers")},
-        "minutes": round((time.perf_counter() - started) / 60, 1),
-    }
+    made = start.made_with("torch", "diffusers", "transformers")
     report = {"shape": shape, "rounds": rounds, "parts": parts, "rows": rows, "limits": limits}
     return report | {"guided GFLOP": flops / 1e9, "made with": made}
 
@@ -194,34 +178,22 @@ def table(report: dict[str, Any]) -> str:
         drawn = "whole" in row
         cells += [f"{row['whole']:.1f}", f"{peer['whole'] / row['whole']:.2f}"] if drawn else ["", ""]
         lines.append(f"| {' | '.join(cells)} |")
-    made = report["made with"]
     lines += [
         "",
-        f"- `{report['command']}`, {report['rounds']} rounds, commit {made['commit']}, {made['machine']}, "
-        f"torch {made['torch']}, diffusers {made['diffusers']}, {made['minutes']} minutes",
+        origin(report),
     ]
     return "\n".join([*lines, ""])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--shape", choices=ways.SHAPES, default="published")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--whole", action="store_true", help="also draw one picture each way")
-    parser.add_argument("-o", "--output", type=Path, help="report as JSON")
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/results.md")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--shape", choices=ways.SHAPES, default="published")
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--whole", action="store_true", help="also draw one picture each way")
+    arguments = options.parse_args()
     torch.set_num_threads(1)
     report = measure(arguments.shape, arguments.rounds, whole=arguments.whole)
-    report["command"] = " ".join(["python -m bench.generate", *sys.argv[1:]])
-    print(table(report))
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    if arguments.write:
-        text = RESULTS.read_text(encoding="utf-8")
-        RESULTS.write_text(replace_section(text, table(report), MARKS), encoding="utf-8")
+    tell(report, "generate", "generation", table, arguments)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,7 @@ stands beside. Without a GPU it runs all of it on the CPU with tiny shapes, to s
 mean nothing and the report says so.
 """
 
-import argparse
 import copy
-import json
-import sys
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
@@ -31,6 +28,7 @@ from altdiffusion.pipelines import AltDiffusionPipeline
 from bench import limits
 from bench.openvino import PUBLISHED, TINY, random_part
 from bench.published_sizes import SCHEDULER, VAE
+from bench.report import parser, tell
 
 #: A second, on an H200: what the design aims at.
 GOALS = {"step, 1 prompt": 140, "step, 8 prompts": 27.5, "texts": 30_000 / 64, "pictures": 2_400 / 64}
@@ -162,21 +160,15 @@ def table(report: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--compile", action="store_true", help="also compile the UNet's blocks")
-    parser.add_argument("--dry", action="store_true", help="tiny shapes on the CPU, even beside a GPU")
-    parser.add_argument("-o", "--output", type=Path, help="report as JSON")
-    arguments = parser.parse_args()
+    options = parser(__doc__, write=False)
+    options.add_argument("--rounds", type=int, default=10)
+    options.add_argument("--compile", action="store_true", help="also compile the UNet's blocks")
+    options.add_argument("--dry", action="store_true", help="tiny shapes on the CPU, even beside a GPU")
+    arguments = options.parse_args()
     dry = arguments.dry or not torch.cuda.is_available()
     device = torch.device("cpu" if dry else "cuda")
     report = measure(device, arguments.rounds, arguments.compile, dry)
-    report["command"] = " ".join(["python -m bench.gpu", *sys.argv[1:]])
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(table(report))
+    tell(report, "gpu", None, table, arguments)
 
 
 if __name__ == "__main__":

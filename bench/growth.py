@@ -7,16 +7,10 @@ that is not counted. The exponent is the slope of a straight line through the po
 in proportion. `--write` draws docs/images/growth.png and puts the table into docs/results.md. Needs 6 GB.
 """
 
-import argparse
 import gc
-import json
-import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +22,8 @@ from altdiffusion.conditioning import MAX_LENGTH, encode_trimmed
 from altdiffusion.keys import keys_once
 from bench import generate_ways as ways
 from bench.encode_ways import captions
-from bench.report import RESULTS, replace_section
+from bench.report import RESULTS, Start, origin, parser, tell
 
-MARKS = "<!-- growth -->", "<!-- /growth -->"
 PLOT = RESULTS.parent / "images" / "growth.png"
 SIDES = {"published": (128, 192, 256, 384, 512), "tiny": (64, 128)}
 BATCHES = {"published": (1, 2, 4), "tiny": (1, 2)}
@@ -104,20 +97,12 @@ def exponent(points: dict[int, float]) -> float:
 
 
 def measure(shape: str, rounds: int) -> dict[str, Any]:
-    started, sizes = time.perf_counter(), ways.SHAPES[shape]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
+    start, sizes = Start(), ways.SHAPES[shape]
     with tqdm(disable=None, unit="call") as bar:
         points = seconds(text_jobs(sizes), rounds, bar)
         gc.collect()
         points = seconds(picture_jobs(sizes, shape), rounds, bar) | points
-    made = {
-        "commit": commit.stdout.strip(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} CPU thread",
-        **{name: version(name) for name in ("torch", "diffusers", "transformers")},
-        "minutes": round((time.perf_counter() - started) / 60, 1),
-    }
+    made = start.made_with("torch", "diffusers", "transformers")
     return {"shape": shape, "rounds": rounds, "points": points, "made with": made}
 
 
@@ -126,11 +111,9 @@ def table(report: dict[str, Any]) -> str:
     for curve, points in report["points"].items():
         ends = [f"{points[at]:.2f} s at {at:,}" for at in (min(points), max(points))]
         lines.append(f"| {curve} | {AXES[curve]} | {exponent(points):.2f} | {' | '.join(ends)} |")
-    made = report["made with"]
     lines += [
         "",
-        f"- `{report['command']}`, {report['rounds']} rounds, commit {made['commit']}, {made['machine']}, "
-        f"torch {made['torch']}, diffusers {made['diffusers']}, {made['minutes']} minutes",
+        origin(report),
     ]
     return "\n".join([*lines, ""])
 
@@ -154,24 +137,13 @@ def plot(report: dict[str, Any], file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--shape", choices=ways.SHAPES, default="published")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("-o", "--output", type=Path, help="report as JSON")
-    parser.add_argument("--write", action="store_true", help="plot, and put the table into docs/results.md")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--shape", choices=ways.SHAPES, default="published")
+    options.add_argument("--rounds", type=int, default=3)
+    arguments = options.parse_args()
     torch.set_num_threads(1)
     report = measure(arguments.shape, arguments.rounds)
-    report["command"] = " ".join(["python -m bench.growth", *sys.argv[1:]])
-    print(table(report))
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    if arguments.write:
-        plot(report, PLOT)
-        text = RESULTS.read_text(encoding="utf-8")
-        RESULTS.write_text(replace_section(text, table(report), MARKS), encoding="utf-8")
+    tell(report, "growth", "growth", table, arguments)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,10 @@ matrix products that this run measured (bench/limits.py); their number is counte
 A part at a time, converted in a process of its own: the UNet needs 7 GB for that, for two minutes.
 """
 
-import argparse
 import gc
-import json
 import os
-import platform
-import subprocess
-import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +27,7 @@ from altdiffusion.openvino_parts import KINDS
 from altdiffusion.sources import Part
 from bench import limits
 from bench.published_sizes import TEXT, UNET_1, VISION_L
-from bench.report import RESULTS, replace_part
+from bench.report import Start, origin, parser, tell
 from bench.training import take_turns
 
 #: What the design asks for: how many times as fast as PyTorch, and shares of the measured peak.
@@ -134,7 +128,7 @@ def measure_part(name: str, shape: str, rounds: int, bar: tqdm, bf16: float) -> 
 
 
 def measure(shape: str, parts: list[str], rounds: int) -> dict[str, Any]:
-    rows: list[dict[str, Any]] = []
+    start, rows = Start(), []
     size = 256 if shape == "tiny" else 2048
     found = limits.measure(torch.device("cpu"), size, 16 if shape == "tiny" else 512)
     with tempfile.TemporaryDirectory() as folder, tqdm(disable=None, unit="call") as bar:
@@ -142,14 +136,7 @@ def measure(shape: str, parts: list[str], rounds: int) -> dict[str, Any]:
         for name in parts:
             rows += measure_part(name, shape, rounds, bar, found["gemm bf16"])
             gc.collect()
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    made = {
-        "commit": commit.stdout.strip(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} CPU thread",
-        **{name: version(name) for name in ("torch", "openvino", "diffusers", "transformers")},
-    }
+    made = start.made_with("torch", "openvino", "diffusers", "transformers")
     return {"shape": shape, "rounds": rounds, "limits": found, "rows": rows, "made with": made}
 
 
@@ -169,39 +156,26 @@ def table(report: dict[str, Any]) -> str:
         cells += [f"{row['share']:.2f}{f' (wanted: {share:g})' if share else ''}"]
         cells += [f"{row['cosine']:.6f}" if "cosine" in row else ""]
         lines.append(f"| {' | '.join(cells)} |")
-    made = report["made with"]
     took = {row["part"]: row["convert_s"] for row in report["rows"] if "convert_s" in row}
     converted = ", ".join(f"{NAMES[part]} {seconds:.0f} s" for part, seconds in took.items())
     lines += [
         "",
         f"- limits measured in this run: {limits.sentence(report['limits'])}",
         f"- converted and compiled once: {converted}",
-        f"- `{report['command']}`, {report['rounds']} rounds, commit {made['commit']}, {made['machine']}, "
-        f"torch {made['torch']}, OpenVINO {made['openvino'].split('-')[0]}, diffusers {made['diffusers']}, "
-        f"transformers {made['transformers']}",
+        origin(report),
     ]
     return "\n".join([*lines, ""])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--shape", choices=("published", "tiny"), default="published")
-    parser.add_argument("--parts", nargs="+", choices=NAMES, default=list(NAMES))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("-o", "--output", type=Path, help="report as JSON")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/results.md")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--shape", choices=("published", "tiny"), default="published")
+    options.add_argument("--parts", nargs="+", choices=NAMES, default=list(NAMES))
+    options.add_argument("--rounds", type=int, default=5)
+    arguments = options.parse_args()
     torch.set_num_threads(1)
     report = measure(arguments.shape, arguments.parts, arguments.rounds)
-    report["command"] = " ".join(["python -m bench.openvino", *sys.argv[1:]])
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(table(report))
-    if arguments.write:
-        document = RESULTS.read_text(encoding="utf-8")
-        RESULTS.write_text(replace_part(document, "openvino", table(report)), encoding="utf-8")
+    tell(report, "openvino", "openvino", table, arguments)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,8 @@ of top-1 to `exact`, picture by picture; its interval holds 95 % of 10,000 resam
 pictures of one emoji in several languages go right or wrong together. Seconds are of CPU time.
 """
 
-import argparse
-import json
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,9 +20,8 @@ from altdiffusion.languages import LANGUAGES
 from altdiffusion.presets import PRESETS
 from bench.judge import Judge
 from bench.quality import BATCH, Prompts, covered, sample
-from bench.report import RESULTS, replace_section
+from bench.report import Start, origin, parser, tell
 
-MARKS = "<!-- presets -->", "<!-- /presets -->"
 #: How much less than `exact`, in top-1, a preset may get right.
 ALLOWED = {"exact": 0.0, "default": 0.01, "fast": 0.03}
 
@@ -54,12 +46,8 @@ def difference(exact: np.ndarray, other: np.ndarray) -> dict[str, float]:
 
 def measure(emoji: int, languages: Sequence[str]) -> dict[str, Any]:
     """The ways take turns, language by language."""
-    started, pipeline, judge, prompts = (
-        time.perf_counter(),
-        AltDiffusionPipeline.from_pretrained(),
-        Judge(),
-        Prompts(),
-    )
+    start, judge, prompts = Start(), Judge(), Prompts()
+    pipeline = AltDiffusionPipeline.from_pretrained()
     pipeline.set_progress_bar_config(disable=True)
     chosen = sample(covered(None), emoji)
     ranks: dict[str, list[np.ndarray]] = {name: [] for name in PRESETS}
@@ -83,15 +71,7 @@ def measure(emoji: int, languages: Sequence[str]) -> dict[str, Any]:
         }
         for name, rank in table.items()
     }
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    made = {
-        "commit": commit.stdout.strip(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} CPU threads",
-        **{name: version(name) for name in ("torch", "diffusers")},
-        "minutes": round((time.perf_counter() - started) / 60, 1),
-    }
+    made = start.made_with("torch", "diffusers")
     return {"presets": rows, "languages": list(languages), "emoji": emoji, "made with": made}
 
 
@@ -104,34 +84,21 @@ def table(report: dict[str, Any]) -> str:
         less = f"{row['less']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f}; {ALLOWED[name]:g})"
         cells = [name, row["way"], f"{row['top1']:.4f}", f"{row['top5']:.4f}", less, f"{row['seconds']:.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
-    made = report["made with"]
     pictures = report["emoji"] * len(report["languages"])
     lines += [
         "",
-        f"- `{report['command']}`: {pictures:,} pictures of each, {len(report['languages'])} languages, "
-        f"commit {made['commit']}, {made['machine']}, torch {made['torch']}, diffusers {made['diffusers']}, "
-        f"{made['minutes']} minutes",
+        f"{origin(report)}; {pictures:,} pictures of each, {len(report['languages'])} languages",
     ]
     return "\n".join([*lines, ""])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--emoji", type=int, default=40, help="emoji per language")
-    parser.add_argument("--languages", nargs="+", choices=list(LANGUAGES), default=list(LANGUAGES))
-    parser.add_argument("-o", "--output", type=Path, help="report as JSON")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/results.md")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--emoji", type=int, default=40, help="emoji per language")
+    options.add_argument("--languages", nargs="+", choices=list(LANGUAGES), default=list(LANGUAGES))
+    arguments = options.parse_args()
     report = measure(arguments.emoji, arguments.languages)
-    report["command"] = " ".join(["python -m bench.presets", *sys.argv[1:]])
-    print(table(report))
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    if arguments.write:
-        text = RESULTS.read_text(encoding="utf-8")
-        RESULTS.write_text(replace_section(text, table(report), MARKS), encoding="utf-8")
+    tell(report, "presets", "presets", table, arguments)
 
 
 if __name__ == "__main__":

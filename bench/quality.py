@@ -11,12 +11,7 @@ apart (`unseen`). Seeds are fixed: prompt number n of the sample is drawn with s
 import argparse
 import functools
 import json
-import platform
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +23,8 @@ from tqdm import tqdm
 from altdiffusion import AltCLIP, AltDiffusionPipeline, bundled
 from altdiffusion.languages import LANGUAGES
 from bench.judge import Judge, figures, plain
-from bench.report import publish
+from bench.quality_report import MARK, publish, tables
+from bench.report import Start, parser, tell
 from training.captions import TEMPLATES, Captions, fill, held_out_pair
 from training.emoji import centred, draw, load_emoji, random_scene
 
@@ -202,8 +198,7 @@ def encoder(arguments: argparse.Namespace) -> AltCLIP:
 
 
 def run(arguments: argparse.Namespace) -> dict:
-    started, prompts = time.perf_counter(), Prompts()
-    report: dict = {"command": " ".join(["python -m bench.quality", *sys.argv[1:]])}
+    start, prompts, report = Start(), Prompts(), {}
     drawn, encoded = functools.cache(lambda: drawing(arguments)), functools.cache(lambda: encoder(arguments))
     judge = Judge()
 
@@ -220,41 +215,23 @@ def run(arguments: argparse.Namespace) -> dict:
     }
     for part in arguments.parts:
         report[part] = measures[part]()
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    report["made with"] = {
-        "commit": commit.stdout.strip(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} CPU threads",
-        "torch": version("torch"),
-        "diffusers": version("diffusers"),
-        "minutes": round((time.perf_counter() - started) / 60, 1),
-    }
-    return report
+    return report | {"made with": start.made_with("torch", "diffusers")}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", default=None, help="model folder; the bundled model when left out")
-    parser.add_argument(
+    options = parser(__doc__)
+    options.add_argument("--model", default=None, help="model folder; the bundled model when left out")
+    options.add_argument(
         "--parts", nargs="+", choices=PARTS, default=["judge", "generation", "retrieval", "zero-shot"]
     )
-    parser.add_argument("--languages", nargs="+", choices=list(LANGUAGES), default=list(LANGUAGES))
-    parser.add_argument("--emoji", type=int, default=200, help="emoji per language")
-    parser.add_argument("--characters", default="", help="these emoji, in the place of a sample")
-    parser.add_argument("--lora", type=Path, help="folder or file of a LoRA to draw with")
-    parser.add_argument("--scenes", type=int, default=1000)
-    parser.add_argument("-o", "--output", type=Path, help="report as JSON")
-    parser.add_argument(
-        "--write", action="store_true", help="into the model card, emoji.json and docs/results.md"
-    )
-    arguments = parser.parse_args()
+    options.add_argument("--languages", nargs="+", choices=list(LANGUAGES), default=list(LANGUAGES))
+    options.add_argument("--emoji", type=int, default=200, help="emoji per language")
+    options.add_argument("--characters", default="", help="these emoji, in the place of a sample")
+    options.add_argument("--lora", type=Path, help="folder or file of a LoRA to draw with")
+    options.add_argument("--scenes", type=int, default=1000)
+    arguments = options.parse_args()
     report = run(arguments)
-    print(json.dumps(report, ensure_ascii=False, indent=1))
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    tell(report, "quality", MARK, tables, arguments)
     if arguments.write:
         publish(report)
 

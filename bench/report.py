@@ -1,85 +1,109 @@
-"""Writes a quality report where people look: the model card, `emoji.json` and docs/results.md."""
+"""What every bench says of itself, and where its report goes: terminal, JSON file, docs/results.md."""
 
+import argparse
 import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from altdiffusion import bundled
+import torch
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results.md"
-START, END = "<!-- figures -->", "<!-- /figures -->"
+_CPUINFO = Path("/proc/cpuinfo")
 
 
-def publish(report: dict) -> None:
-    text = tables(report)
-    readme = bundled.FOLDER / "README.md"
-    readme.write_text(replace_section(readme.read_text(encoding="utf-8"), text), encoding="utf-8")
-    card = bundled.card()
-    card["figures"] = report
-    (bundled.FOLDER / bundled.CARD).write_text(
-        json.dumps(card, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+def parser(description: str | None, *, write: bool = True) -> argparse.ArgumentParser:
+    """With the options that say where a report goes; `description` is the module's docstring."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    bundled.write_manifest(bundled.FOLDER)
-    RESULTS.write_text(replace_section(RESULTS.read_text(encoding="utf-8"), text), encoding="utf-8")
+    made.add_argument("-o", "--output", type=Path, metavar="FILE", help="report as JSON")
+    if write:
+        made.add_argument("--write", action="store_true", help="put the tables into docs/results.md")
+    return made
 
 
-def replace_section(document: str, text: str, marks: tuple[str, str] = (START, END)) -> str:
-    """Puts `text` between the marks; the end mark is added where it is missing yet."""
-    start, end = marks
-    head, mark, rest = document.partition(start)
-    if not mark:
-        raise ValueError(f"document: it holds no {start} mark")
-    tail = rest.partition(end)[2]
-    return f"{head}{start}\n{text}{end}{tail or chr(10)}"
+def _commit() -> str:
+    told = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return told.stdout.strip()
+
+
+def processor() -> str:
+    """The name of the processor, since what is fast differs between them; its kind where none is told."""
+    text = _CPUINFO.read_text(encoding="utf-8") if _CPUINFO.exists() else ""
+    named = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return named[1].strip() if named else platform.processor() or platform.machine()
+
+
+@dataclass(frozen=True)
+class Start:
+    """When a measurement began and by which code, which may be another by its end."""
+
+    at: float = field(default_factory=time.perf_counter)
+    commit: str = field(default_factory=_commit)
+
+    def made_with(self, *packages: str, threads: int | None = None) -> dict[str, Any]:
+        """Code, machine, versions and minutes, for the report."""
+        threads = threads or torch.get_num_threads()
+        return {
+            "commit": self.commit,
+            "machine": f"{processor()}, {threads} of {os.cpu_count()} cores",
+            **{name: re.split("[-+]", version(name))[0] for name in packages},
+            "minutes": round((time.perf_counter() - self.at) / 60, 1),
+        }
+
+
+def origin(report: dict[str, Any]) -> str:
+    """The line under a table that says how it came about."""
+    made = dict(report["made with"])
+    commit, machine, minutes = made.pop("commit"), made.pop("machine"), made.pop("minutes")
+    rounds = [f"{report['rounds']} rounds"] if "rounds" in report else []
+    packages = [f"{name} {number}" for name, number in made.items()]
+    parts = [f"`{report['command']}`", *rounds, f"commit {commit}", machine, *packages, f"{minutes} minutes"]
+    return f"- {', '.join(parts)}"
+
+
+def command(module: str, words: list[str]) -> str:
+    """As it was called, less where its report went, which changes no figure."""
+    kept = re.sub(r"(^| )(-o|--output)[ =]\S+|(^| )--write\b", "", " ".join(words))
+    return f"python -m bench.{module} {kept.strip()}".strip()
+
+
+def tell(
+    report: dict[str, Any],
+    module: str,
+    mark: str | None,
+    table: Callable[[dict[str, Any]], str],
+    arguments: argparse.Namespace,
+) -> None:
+    """Prints the tables, and puts them and the report where `parser`'s options say; `mark` as in `put`."""
+    report["command"] = command(module, sys.argv[1:])
+    if arguments.output:
+        text = json.dumps(report, ensure_ascii=False, indent=1)
+        arguments.output.write_text(text + "\n", encoding="utf-8")
+    print(table(report))
+    if mark and arguments.write:
+        put(RESULTS, mark, table(report))
+
+
+def put(file: Path, mark: str, text: str) -> None:
+    """Writes `text` between the marks of this name in a document."""
+    file.write_text(replace_part(file.read_text(encoding="utf-8"), mark, text), encoding="utf-8")
 
 
 def replace_part(document: str, name: str, text: str) -> str:
-    """As `replace_section`, between marks of this name."""
+    """Puts `text` between `<!-- NAME -->` and `<!-- /NAME -->`."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     if start not in document or end not in document:
         raise ValueError(f"document: it does not hold both {start} and {end}")
     return f"{document.partition(start)[0]}{start}\n{text}{end}{document.partition(end)[2]}"
-
-
-def tables(report: dict) -> str:
-    """Markdown: one row per language, one column per figure, and the summaries below."""
-    columns = [
-        ("pictures top-1", "generation", "top1"),
-        ("pictures top-5", "generation", "top5"),
-        ("held-out template top-5", "templates", "top5"),
-        ("retrieval MR", "retrieval", "MR"),
-        ("zero-shot top-1", "zero-shot", "top1"),
-        ("zero-shot top-5", "zero-shot", "top5"),
-    ]
-    columns = [column for column in columns if column[1] in report]
-    lines = [
-        f"| language | {' | '.join(title for title, _, _ in columns)} |",
-        f"|---|{'---|' * len(columns)}",
-    ]
-    for tag in report[columns[0][1]]["languages"] if columns else ():
-        cells = (f"{report[part]['languages'][tag][key]:.3f}" for _, part, key in columns)
-        lines.append(f"| {tag} | {' | '.join(cells)} |")
-    lines.append("")
-    for part in dict.fromkeys(part for _, part, _ in columns):
-        row = report[part]
-        lines.append(
-            f"- {part}: mean {row['mean']:.3f}, {row['mean/english']:.3f} of English; worst {row['worst']}, "
-            f"{row['worst/english']:.3f} of English"
-        )
-        if row.get("unseen"):
-            seen = row["unseen"]
-            lines.append(
-                f"- {part}, names that training never saw in their language ({seen['pictures']}): "
-                f"top-1 {seen['top1']:.3f}, top-5 {seen['top5']:.3f}"
-            )
-    if "judge" in report:
-        real, rebuilt = report["judge"]["real"], report["judge"]["reconstructions"]
-        lines.append(
-            f"- the judge itself, {real['pictures']} emoji: top-1 {real['top1']:.3f} on real pictures, "
-            f"{rebuilt['top1']:.3f} on the autoencoder's reconstructions of them"
-        )
-    made = report["made with"]
-    lines.append(
-        f"- `{report['command']}`, commit {made['commit']}, {made['machine']}, torch {made['torch']}, "
-        f"diffusers {made['diffusers']}, {made['minutes']} minutes"
-    )
-    return "\n".join([*lines, ""])

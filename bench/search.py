@@ -13,13 +13,11 @@ both are asked in turn, so that what a busy machine costs one it costs the other
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +28,7 @@ from altdiffusion.retrieval.embedded import EmbeddedEngine
 from altdiffusion.retrieval.pictures import Picture
 from altdiffusion.retrieval.queries import Frame, Part, unit
 from altdiffusion.retrieval.where import ANYWHERE
-from bench.report import RESULTS, replace_part
+from bench.report import Start, origin, parser, tell
 
 K, BLOCK, EXACT = 10, 128, 100_000
 
@@ -191,38 +189,27 @@ def table(report: dict) -> str:
             f"{row['numpy_cpu_ms']:.1f} | {row['cpu_ratio']:.1f}x | {row['recall@10']:.3f} | {share:.2f} | "
             f"{row['build_s']:.0f} s |"
         )
-    return "\n".join([*lines, "", f"`{report['command']}`, {report['machine']}", ""])
+    return "\n".join([*lines, "", origin(report), ""])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--vectors", type=int, default=200_000)
-    parser.add_argument("--queries", type=int, default=50)
-    parser.add_argument("--sets", nargs="+", choices=("clusters", "emoji"), default=["clusters", "emoji"])
-    parser.add_argument("--write", action="store_true")
-    parser.add_argument("--resident", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--signs", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--vectors", type=int, default=200_000)
+    options.add_argument("--queries", type=int, default=50)
+    options.add_argument("--sets", nargs="+", choices=("clusters", "emoji"), default=["clusters", "emoji"])
+    options.add_argument("--resident", type=Path, help=argparse.SUPPRESS)
+    options.add_argument("--signs", action="store_true", help=argparse.SUPPRESS)
+    arguments = options.parse_args()
     if arguments.resident:
         measure_resident(arguments.resident, arguments.signs)
         return
-    rows = []
+    start, rows = Start(), []
     for name in arguments.sets:
         with tempfile.TemporaryDirectory() as scratch:
             rows += run(name, arguments.vectors, arguments.queries, Path(scratch))["rows"]
-    threads = os.environ.get("OMP_NUM_THREADS", "all")
-    machine = f"{platform.machine()}, numpy threads: {threads}, qdrant-edge-py {version('qdrant-edge-py')}"
-    report = {
-        "command": " ".join(["python -m bench.search", *sys.argv[1:]]),
-        "machine": machine,
-        "rows": rows,
-    }
-    print(json.dumps(report))
-    if arguments.write:
-        document = RESULTS.read_text(encoding="utf-8")
-        RESULTS.write_text(replace_part(document, "search", table(report)), encoding="utf-8")
+    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    report = {"rows": rows, "made with": start.made_with("numpy", "qdrant-edge-py", threads=threads)}
+    tell(report, "search", "search", table, arguments)
 
 
 if __name__ == "__main__":

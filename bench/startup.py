@@ -8,24 +8,20 @@ one round that is not counted and leaves all files in memory. Figures are median
 process and the system, and seconds by the clock, which other work on the machine lengthens.
 """
 
-import argparse
-import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from altdiffusion import bundled
-from bench.report import RESULTS, replace_part
+from bench.report import Start, origin, parser, tell
 
 PROMPT, SEED = "a lobster", 7
 IMPORTS = "import torch; from diffusers import StableDiffusionPipeline"
@@ -59,28 +55,21 @@ def commands(folder: Path) -> dict[str, list[str]]:
 
 def measure(rounds: int, threads: int) -> dict[str, Any]:
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-    took: dict[str, list[tuple[float, float]]] = {}
+    start, took = Start(), {}
     with tempfile.TemporaryDirectory() as folder, tqdm(disable=None, unit="process") as bar:
         calls = commands(Path(folder))
         for number in range(rounds + 1):
             for name in calls if number % 2 else reversed(calls):
                 bar.set_postfix_str(name)
-                before, start = _children(), time.perf_counter()
+                before, began = _children(), time.perf_counter()
                 subprocess.run(calls[name], env=environment, capture_output=True, check=True)
-                took.setdefault(name, []).append((_children() - before, time.perf_counter() - start))
+                took.setdefault(name, []).append((_children() - before, time.perf_counter() - began))
                 bar.update()
         assert list(Path(folder).glob("a-lobster*.png")), "nothing was drawn"
     rows = [
         {"way": name, "cpu_s": _median(took[name], 0), "wall_s": _median(took[name], 1)} for name in calls
     ]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    made = {
-        "commit": commit.stdout.strip(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPU threads, {threads} used",
-        **{name: version(name) for name in ("torch", "diffusers", "transformers")},
-    }
+    made = start.made_with("torch", "diffusers", "transformers", threads=threads)
     return {"rounds": rounds, "rows": rows, "made with": made}
 
 
@@ -101,34 +90,22 @@ def table(report: dict[str, Any]) -> str:
         f"| {name} | {row['cpu_s']:.2f} | {row['wall_s']:.2f} | {row['cpu_s'] / ours:.2f} |"
         for name, row in seconds.items()
     ]
-    made = report["made with"]
     lines += [
         "",
         f"- ours is {ours - imports:+.2f} s from the imports alone (wanted: at most {MORE_THAN_IMPORTS:+g}) "
         f"and {ours / stock:.2f} of diffusers' script (wanted: at most {OF_STOCK:g})",
-        f"- `{report['command']}`, {report['rounds']} rounds, commit {made['commit']}, {made['machine']}, "
-        f"torch {made['torch']}, diffusers {made['diffusers']}, transformers {made['transformers']}",
+        origin(report),
     ]
     return "\n".join([*lines, ""])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1, help="of each process: OMP_NUM_THREADS")
-    parser.add_argument("-o", "--output", type=Path, help="report as JSON")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/results.md")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--threads", type=int, default=1, help="of each process: OMP_NUM_THREADS")
+    arguments = options.parse_args()
     report = measure(arguments.rounds, arguments.threads)
-    report["command"] = " ".join(["python -m bench.startup", *sys.argv[1:]])
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(table(report))
-    if arguments.write:
-        document = RESULTS.read_text(encoding="utf-8")
-        RESULTS.write_text(replace_part(document, "start-up", table(report)), encoding="utf-8")
+    tell(report, "startup", "start-up", table, arguments)
 
 
 if __name__ == "__main__":

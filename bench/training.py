@@ -16,7 +16,6 @@ they would not fit beside the rest everywhere. The published shapes need 16 GB o
 import argparse
 import gc
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -25,7 +24,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +33,10 @@ from tqdm import tqdm
 
 from bench import training_ways as ways
 from bench.limits import resident
-from bench.report import RESULTS, replace_section
+from bench.report import Start, origin, parser, tell
 from bench.training_models import SHAPES, Models
 from bench.training_ways import Part
 
-MARKS = "<!-- training -->", "<!-- /training -->"
 GB = 1e9
 Build = Callable[[Models, int], Part]
 
@@ -195,7 +192,7 @@ def measure(
     memory: bool = True,
 ) -> dict[str, Any]:
     """The report: a row for each way of each stage and batch size; those that `rows` has are not measured."""
-    started, known = time.perf_counter(), {(row["stage"], row["batch"]) for row in rows}
+    start, known = Start(), {(row["stage"], row["batch"]) for row in rows}
     jobs = [(name, batch) for name in names for batch in batches or STAGES[name].batches]
     jobs = [job for job in jobs if job not in known]
     total = sum(len(group) for name, _ in jobs for group in STAGES[name].groups) * (rounds + 1)
@@ -207,16 +204,7 @@ def measure(
                 times = {part: seconds[part] for part in parts}
                 taken = peak_elsewhere(name, way, shape, batch) if memory else {}
                 rows.append({"stage": name, "batch": batch, "way": way, "seconds": times, "bytes": taken})
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    made = {
-        "commit": commit.stdout.strip(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} CPU thread",
-        "torch": version("torch"),
-        "diffusers": version("diffusers"),
-        "minutes": round((time.perf_counter() - started) / 60, 1),
-    }
+    made = start.made_with("torch", "diffusers")
     return {"shape": shape, "rounds": rounds, "rows": rows, "made with": made}
 
 
@@ -253,11 +241,9 @@ def table(report: dict[str, Any]) -> str:
         measured = [f"{row['memory'] / GB:.2f}", against(row["larger"], memory)]
         cells += measured if row["bytes"] else ["", ""]
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    made = report["made with"]
     lines += [
         "",
-        f"- `{report['command']}`, {report['rounds']} rounds, commit {made['commit']}, {made['machine']}, "
-        f"torch {made['torch']}, diffusers {made['diffusers']}, {made['minutes']} minutes",
+        origin(report),
     ]
     return "\n".join([*lines, ""])
 
@@ -267,18 +253,14 @@ def against(ratio: float, target: float | None) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--shape", choices=SHAPES, default="published")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
-    parser.add_argument("--batch", nargs="+", type=int, default=[], help="batch sizes; each stage's own")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--no-memory", action="store_true", help="times alone, which takes half as long")
-    parser.add_argument("-o", "--output", type=Path, help="report as JSON; what it holds already is kept")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/results.md")
-    parser.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--shape", choices=SHAPES, default="published")
+    options.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    options.add_argument("--batch", nargs="+", type=int, default=[], help="batch sizes; each stage's own")
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--no-memory", action="store_true", help="times alone, which takes half as long")
+    options.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)
+    arguments = options.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     if arguments.memory_of:
@@ -289,14 +271,7 @@ def main() -> None:
     report = measure(
         arguments.shape, arguments.stages, arguments.batch, arguments.rounds, kept, not arguments.no_memory
     )
-    report["command"] = " ".join(["python -m bench.training", *sys.argv[1:]])
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(table(report))
-    if arguments.write:
-        RESULTS.write_text(
-            replace_section(RESULTS.read_text(encoding="utf-8"), table(report), MARKS), encoding="utf-8"
-        )
+    tell(report, "training", "training", table, arguments)
 
 
 if __name__ == "__main__":

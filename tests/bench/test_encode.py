@@ -1,13 +1,11 @@
 """`bench.encode` at a tiny shape: every way encodes the same, and the table says what was measured."""
 
-import json
-
 import pytest
 import torch
 from tqdm import tqdm
 
 from bench import encode
-from bench.encode import MARKS, TARGETS, apart, measure_job, steps_apart, table
+from bench.encode import TARGETS, apart, measure_job, steps_apart, table
 from bench.encode_ways import LONGEST, ONE, SHAPES, SHORTEST, captions, jobs, tokenizer
 
 TINY = SHAPES["tiny"]
@@ -71,22 +69,3 @@ def test_ratios_are_to_the_last_way_and_stand_beside_what_is_wanted():
     assert "| 16.000 | 2.00 | 10.00 (wanted: 9) | 1.000000 | 0.0000 |" in table(report())
     assert "| ours, bf16 | 1.600 | 20.00 | 1.00 | 0.999800 | 0.0550 |" in table(report())
     assert "wanted" not in table(report("tiny"))
-
-
-def test_the_table_goes_into_the_results_and_the_report_into_a_file(tmp_path, monkeypatch, capsys):
-    results = tmp_path / "results.md"
-    results.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
-    monkeypatch.setattr(encode, "RESULTS", results)
-    monkeypatch.setattr(encode, "measure", lambda *_: report())
-    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    monkeypatch.setattr("sys.argv", ["bench", "--write", "-o", str(tmp_path / "report.json")])
-    encode.main()
-    text = results.read_text()
-    assert "old" not in text and text.startswith("before\n") and text.endswith("\nafter\n")
-    saved = json.loads((tmp_path / "report.json").read_text())
-    assert saved["command"].startswith("python -m bench.encode --write") and len(saved["rows"]) == 2
-    assert table(saved) in text and "padded to 77" in capsys.readouterr().out
-
-
-def test_the_results_have_a_place_for_the_table():
-    assert all(mark in encode.RESULTS.read_text(encoding="utf-8") for mark in MARKS)

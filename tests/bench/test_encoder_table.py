@@ -1,7 +1,7 @@
 """The encoder's table: rows by language and stage, figures in percent."""
 
 from bench import encoder_table
-from bench.report import replace_section
+from bench.report import RESULTS, replace_part
 
 
 def stage(name: str, values: dict[str, float]) -> dict:
@@ -37,7 +37,7 @@ def test_the_mean_and_the_worst_are_beside_their_share_of_english():
 
 
 def test_the_table_is_put_between_its_marks():
-    document = encoder_table.RESULTS.read_text(encoding="utf-8")
-    written = replace_section(document, encoder_table.table(REPORT), encoder_table.MARKS)
+    document = RESULTS.read_text(encoding="utf-8")
+    written = replace_part(document, "encoder", encoder_table.table(REPORT))
     assert written.count("| th | teacher learning | 40.0") == 1
     assert written.split("## Its stages")[1] == document.split("## Its stages")[1]

@@ -5,7 +5,6 @@ import pytest
 from PIL import Image
 
 from bench.judge import Judge, descriptor, plain
-from bench.report import END, START, replace_section
 from training.emoji import Placed, Scene, draw, random_scene
 
 
@@ -44,9 +43,3 @@ def test_noise_and_blank_pictures_are_not_the_wanted_emoji(judge):
 def test_emoji_that_differ_in_size_alone_count_as_one(judge):
     scene = Scene((Placed("◻", 0.5, 0.5, 0.85),))
     assert judge.ranks([draw(scene, 64)], ["⬜"])[0] == 0
-
-
-def test_a_report_takes_the_place_of_the_last_one():
-    document = f"# Title\n\n{START}\nold\n{END}\n\nafter\n"
-    once = replace_section(document, "new\n")
-    assert once == f"# Title\n\n{START}\nnew\n{END}\n\nafter\n" and replace_section(once, "new\n") == once

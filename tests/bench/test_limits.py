@@ -3,7 +3,6 @@ import torch
 
 from bench import __main__ as benches
 from bench import gpu, limits, openvino, startup
-from bench.report import RESULTS
 
 CPU = torch.device("cpu")
 
@@ -32,15 +31,13 @@ def test_start_up_is_told_against_the_imports_and_the_stock_script():
         "command": "python -m bench.startup",
         "rounds": 5,
         "rows": [{"way": way, "cpu_s": seconds, "wall_s": seconds} for way, seconds in rows],
-        "made with": dict.fromkeys(("commit", "machine", "torch", "diffusers", "transformers"), "x"),
+        "made with": dict.fromkeys(("commit", "machine", "torch", "minutes"), "x"),
     }
     assert "ours is +0.20 s from the imports alone (wanted: at most +3) and 0.80 of" in startup.table(report)
 
 
-def test_every_part_that_is_gathered_has_a_module_and_its_marks():
-    document = RESULTS.read_text(encoding="utf-8")
+def test_every_part_that_is_gathered_has_a_module():
     assert {"startup", "encode", "training", "search", "openvino", "gpu"} <= set(benches.known())
-    assert "<!-- start-up -->" in document and "<!-- openvino -->" in document
 
 
 def test_shapes_of_the_openvino_bench_are_the_published_ones():

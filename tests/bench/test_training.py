@@ -114,25 +114,6 @@ def test_ratios_are_of_the_sum_of_the_parts_to_ours():
     assert "wanted" not in table(report("tiny"))
 
 
-def test_the_table_goes_into_the_results_and_the_report_into_a_file(tmp_path, monkeypatch, capsys):
-    results = tmp_path / "results.md"
-    start, end = training.MARKS
-    results.write_text(f"before\n{start}\nold\n{end}\nafter\n")
-    monkeypatch.setattr(training, "RESULTS", results)
-    monkeypatch.setattr(training, "measure", lambda *_: report())
-    monkeypatch.setattr("sys.argv", ["bench", "--write", "-o", str(tmp_path / "report.json")])
-    training.main()
-    text = results.read_text()
-    assert "old" not in text and text.startswith("before\n") and text.endswith("\nafter\n")
-    saved = json.loads((tmp_path / "report.json").read_text())
-    assert saved["command"].startswith("python -m bench.training --write") and len(saved["rows"]) == 2
-    assert table(saved) in text and "concept alignment" in capsys.readouterr().out
-
-
-def test_the_results_have_a_place_for_the_table():
-    assert all(mark in training.RESULTS.read_text(encoding="utf-8") for mark in training.MARKS)
-
-
 def test_our_way_is_the_last_of_every_stage():
     assert all(
         isinstance(stage, Stage) and list(stage.ways)[-1].startswith("ours") for stage in STAGES.values()
