@@ -19,9 +19,13 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from altdiffusion.checkpoints import stamp
+from altdiffusion.requests import shorten
 
 #: `<s>`, 75 pieces and `</s>`: what AltDiffusion was trained on.
 MAX_LENGTH = 77
+
+#: More than any tower reads, which is 512 tokens: the tokenizer would take seconds for a megabyte.
+MAX_CHARACTERS = 10_000
 
 _REMEMBERED = 32
 _memories: weakref.WeakKeyDictionary[torch.nn.Module, "_Memory"] = weakref.WeakKeyDictionary()
@@ -132,14 +136,20 @@ def as_texts(value: Any, argument: str = "prompts") -> list[str]:
     several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
     texts: list[Any] = list(value) if several else [value]
     if not texts:
-        raise ValueError(f"{argument}: {value!r:.80} is empty; allowed: a text, or a list of texts")
+        raise ValueError(f"{argument}: {shorten(value)} is empty; allowed: a text, or a list of texts")
     for text in texts:
         if not isinstance(text, str):
-            raise TypeError(f"{argument}: {text!r:.80} is {type(text).__name__}; allowed: texts")
+            raise TypeError(f"{argument}: {shorten(text)} is {type(text).__name__}; allowed: texts")
+        if len(text) > MAX_CHARACTERS:
+            raise ValueError(
+                f"{argument}: {shorten(text)} has {len(text):,} characters; allowed: up to {MAX_CHARACTERS:,}"
+            )
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:
-            raise ValueError(f"{argument}: {text!r:.80} holds half a surrogate pair; allowed: text") from None
+            raise ValueError(
+                f"{argument}: {shorten(text)} holds half a surrogate pair; allowed: text"
+            ) from None
     return texts
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import diffusers
 import numpy as np
@@ -27,9 +27,14 @@ from altdiffusion import __version__, prompts
 from altdiffusion.images import open_image, pixels_digest, upright_rgb
 from altdiffusion.memory import fit_decoding
 from altdiffusion.presets import PRESETS
-from altdiffusion.requests import MAX_SEED, SCHEDULERS, BadRequest, GenerateRequest, Provenance
-from altdiffusion.schedulers import scheduler_like
+from altdiffusion.requests import MAX_SEED, BadRequest, GenerateRequest, Provenance, shorten
+from altdiffusion.schedulers import expected_picture, scheduler_like, scheduler_name
 from altdiffusion.shortcuts import shortened
+
+if TYPE_CHECKING:
+    Shown = Image.Image
+else:  # checked here, where the message can say what to do
+    Shown = Any
 
 _BATCH_PIXELS = 2**21  # of one call on an accelerator: eight pictures of 512 x 512
 _locks: "weakref.WeakKeyDictionary[Any, threading.Lock]" = weakref.WeakKeyDictionary()
@@ -88,8 +93,8 @@ def generate(
     request: GenerateRequest,
     on_step: Callable[[int, int], None] | None = None,
     *,
-    start: Image.Image | None = None,
-    mask: Image.Image | None = None,
+    start: Shown | None = None,
+    mask: Shown | None = None,
     batch_size: int | None = None,
 ) -> list[Picture]:
     """Draws `request.count` pictures, number i from the seed `seed + i`, so that each can be repeated alone.
@@ -108,10 +113,13 @@ def prepare(
     pipeline: Any,
     request: GenerateRequest,
     *,
-    start: Image.Image | None = None,
-    mask: Image.Image | None = None,
+    start: Shown | None = None,
+    mask: Shown | None = None,
 ) -> Order:
     """Completes a request, opens and fits its pictures, and refuses what this model cannot draw."""
+    for name, picture in (("start", start), ("mask", mask)):
+        if picture is not None and not (isinstance(picture, Image.Image) and all(picture.size)):
+            raise BadRequest(f"{name}: {shorten(picture)} shows nothing; allowed a picture of PIL")
     request.check_strength(start is not None or request.image is not None)
     if request.preset is not None:
         pipeline.check_preset(request.preset)
@@ -154,6 +162,8 @@ def draw_together(
     """
     if len({order.key for order in orders}) != 1:
         raise ValueError("orders: none, or of several keys; allowed one or more that have one key")
+    if batch_size is not None and batch_size < 1:
+        raise BadRequest(f"batch_size: {batch_size}; allowed a whole number from 1")
     first = orders[0].request
     drawn: list[list[Picture]] = [[] for _ in orders]
     made = [_provenance(pipeline, order) for order in orders]
@@ -299,28 +309,14 @@ def _step_callback(
         latents, noise = tensors.pop("latents"), tensors.pop("noise_pred")
         done, of = batch * runner.num_timesteps + step + 1, batches * runner.num_timesteps
         last = step + 1 == runner.num_timesteps
-        seen = latents if before is None or last else _expected(runner.scheduler, before, noise, timestep)
+        seen = (
+            latents if before is None or last else expected_picture(runner.scheduler, before, noise, timestep)
+        )
         before = latents
         watch(Step(done, of, places, seen))
         return tensors
 
     return after_step
-
-
-def _expected(scheduler: Any, latents: Tensor, output: Tensor, timestep: Any) -> Tensor:
-    """The picture that the model's output for these latents means, by the three ways to write it down.
-
-    Schedulers of Karras's kind keep latents that grow with the noise, recognisable by where they begin.
-    """
-    kept = scheduler.alphas_cumprod[round(float(timestep))].to(latents)
-    if float(scheduler.init_noise_sigma) > 1:
-        latents = latents * kept.sqrt()
-    kind = scheduler.config.prediction_type
-    if kind == "sample":
-        return output
-    if kind == "v_prediction":
-        return kept.sqrt() * latents - (1 - kept).sqrt() * output
-    return (latents - (1 - kept).sqrt() * output) / kept.sqrt()
 
 
 def _draw(
@@ -347,12 +343,6 @@ def _draw(
                 f"size: {size} does not fit into the memory of {runner.device}; lower size"
             ) from error
         raise
-    if not np.isfinite(output.images).all():
-        raise BadRequest(
-            f"guidance_scale: {request.guidance_scale:g} with {request.scheduler or 'this scheduler'} in "
-            f"{str(runner.unet.dtype).removeprefix('torch.')} gave values that are no colours; lower "
-            "guidance_scale, take another scheduler or float32"
-        )
     return output.images, [bool(flag) for flag in output.nsfw_content_detected or [False] * len(seeds)]
 
 
@@ -367,7 +357,6 @@ def _finished(runner: Any, order: Order, array: np.ndarray) -> Image.Image:
 def _provenance(pipeline: Any, order: Order) -> Callable[[int], Provenance]:
     """What all pictures of an order share, waiting for the seed."""
     request = order.request
-    classes = {name: kind for kind, name in reversed(SCHEDULERS.items())}
     names = ("prompt", "negative_prompt", "steps", "guidance_scale", "width", "height", "language", "mix")
     shared = {name: getattr(request, name) for name in (*names, "preset")}
     shared |= {"clip_skip": request.clip_skip or None, "weighting": request.weighting or None}
@@ -375,7 +364,6 @@ def _provenance(pipeline: Any, order: Order) -> Callable[[int], Provenance]:
     if order.start is not None:
         image, mask = order.digests
         shared |= {"strength": request.strength, "image": image, "mask": mask}
-    kind = type(pipeline.scheduler).__name__
     loras, embeddings = pipeline.additions
     packages = {package.__name__: str(package.__version__) for package in (torch, diffusers, transformers)}
     if pipeline.runtime != "torch":
@@ -385,7 +373,7 @@ def _provenance(pipeline: Any, order: Order) -> Callable[[int], Provenance]:
         loras=loras,
         embeddings=embeddings,
         seed=seed,
-        scheduler=request.scheduler or classes.get(kind, kind),
+        scheduler=request.scheduler or scheduler_name(pipeline.scheduler),
         model=model_name(pipeline.source),
         fingerprint=pipeline.fingerprint,
         versions={"altdiffusion": __version__, **packages},

@@ -7,17 +7,26 @@ AutoPipeline finds its way between tasks and why what they save opens with plain
 import inspect
 import shutil
 import warnings
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
-from altdiffusion import attention, backbone, bundled, cards, checkpoints, openvino_parts, text_adapter
+from altdiffusion import (
+    attention,
+    backbone,
+    bundled,
+    calling,
+    cards,
+    checkpoints,
+    openvino_parts,
+    text_adapter,
+)
 from altdiffusion.checkpoints import ADAPTER
 from altdiffusion.keys import has_keys, keys_once
 from altdiffusion.memory import decode_without_overflow
@@ -242,19 +251,29 @@ class _Conditioned(Prompting):
         A preset brings scheduler, steps and what the last steps leave out; with it guidance and steps that
         are not given are the model's own rather than diffusers' 7.5 and 50. Arguments given come first.
         """
+        given = calling.checked(self, inspect.signature(super().__call__), arguments, named)
         once = self.compact_keys
         if once is None:
             once = self._execution_device.type == "cpu"  # not where the weights lie: they may be offloaded
         with keys_once(self.unet) if once and has_keys(self.unet) else nullcontext():
-            if preset is None:
-                return super().__call__(*arguments, **named)
-            return self._call_by_preset(preset, arguments, named)
+            drawn = super().__call__(**given) if preset is None else self._call_by_preset(preset, given)
+        images = drawn[0]
+        if (
+            isinstance(images, torch.Tensor) and not images.isfinite().all()
+        ):  # latents, which nothing looked at
+            raise calling.no_colours(self)
+        return drawn
 
-    def _call_by_preset(self, preset: str, arguments: Sequence[Any], named: dict[str, Any]) -> Any:
+    def run_safety_checker(self, image: Any, *rest: Any) -> tuple[Any, list[bool] | None]:
+        """As the stock method, of what are colours."""
+        finite = image.isfinite() if isinstance(image, torch.Tensor) else np.isfinite(image)
+        if not finite.all():
+            raise calling.no_colours(self)
+        return super().run_safety_checker(image, *rest)
+
+    def _call_by_preset(self, preset: str, given: dict[str, Any]) -> Any:
         chosen = PRESETS[one_of("preset", PRESETS, preset)]
         self.check_preset(preset)
-        parameters = inspect.signature(super().__call__).parameters
-        given = dict(zip(parameters, arguments, strict=False)) | named
         given.setdefault("guidance_scale", self.generation_defaults.guidance_scale)
         if given.get("timesteps") is None and given.get("sigmas") is None:
             given.setdefault("num_inference_steps", chosen.steps or self.generation_defaults.steps)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from altdiffusion import prompts
 from altdiffusion.adapters import load_lora
 from altdiffusion.conditioning import MAX_LENGTH, as_texts, dropped, encode_prompts, tower_length
+from altdiffusion.requests import shorten
 
 _Stock = StableDiffusionPipeline if TYPE_CHECKING else object
 
@@ -40,7 +41,7 @@ class Prompting(_Stock):
             if prompt_embeds is None:
                 prompt_embeds = self._embed("prompt", prompt, self._length, clip_skip)
             if do_classifier_free_guidance and negative_prompt_embeds is None:
-                texts = _negatives(prompt, negative_prompt, len(prompt_embeds))
+                texts = negatives(prompt, negative_prompt, len(prompt_embeds))
                 length = prompt_embeds.shape[1]
                 negative_prompt_embeds = self._embed("negative_prompt", texts, length, clip_skip)
         return super().encode_prompt(
@@ -70,7 +71,7 @@ class Prompting(_Stock):
         See `altdiffusion.prompts` for the marks, for `long`, and for what to do with embeds.
         """
         texts = as_texts(prompt, "prompt")
-        texts += _negatives(prompt, negative_prompt, len(texts))
+        texts += negatives(prompt, negative_prompt, len(texts))
         texts = self._with_vectors(texts)
         if long != "windows":
             limit = self._length if long == "cut" else tower_length(self.text_encoder)
@@ -152,18 +153,20 @@ class Prompting(_Stock):
         return lost and f"{argument}: too long by {lost.tokens} tokens, left out: {lost.text!r:.300}"
 
 
-def _negatives(prompt: Any, negative_prompt: Any, count: int) -> list[str]:
+def negatives(prompt: Any, negative_prompt: Any, count: int) -> list[str]:
+    """As many as there are prompts: one text is for all where `prompt` is one text too."""
     if negative_prompt is None:
         return [""] * count
+    texts = as_texts(negative_prompt, "negative_prompt")
     if isinstance(negative_prompt, str):
         if isinstance(prompt, list | tuple):
             raise TypeError(
-                f"negative_prompt: {negative_prompt!r:.80} is one text; allowed: a list, as prompt is"
+                f"negative_prompt: {shorten(negative_prompt)} is one text; allowed: a list, as prompt is"
             )
-        return [negative_prompt] * count
-    if len(negative_prompt) != count:
-        raise ValueError(f"negative_prompt: {len(negative_prompt)} texts; allowed: {count}, as of prompt")
-    return list(negative_prompt)
+        return texts * count
+    if len(texts) != count:
+        raise ValueError(f"negative_prompt: {len(texts)} texts; allowed: {count}, as of prompt")
+    return texts
 
 
 @contextmanager

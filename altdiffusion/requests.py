@@ -8,9 +8,10 @@ import dataclasses
 import difflib
 import json
 import re
+import reprlib
 import secrets
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any
@@ -55,6 +56,11 @@ class BadRequest(ValueError):
     """One line for the person who asked: the argument's name, what was given, what is allowed."""
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxother = _SHORT.maxstring = _SHORT.maxlong = 100
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxset = _SHORT.maxdict = 10
+
+
 def shorten(value: object, limit: int = 80) -> str:
     """A value as it may stand in a message: escaped, on one line, at most `limit` characters.
 
@@ -68,7 +74,11 @@ def shorten(value: object, limit: int = 80) -> str:
         value = value[:limit] + value[-limit:]  # a text of megabytes need not be escaped whole
     elif isinstance(value, bytes) and len(value) > 2 * limit:
         value = value[:limit] + value[-limit:]
-    text = repr(value)
+    try:  # of a long list not the whole, of an array no line breaks
+        plain = isinstance(value, str | bytes | int | float)
+        text = repr(value) if plain else " ".join(_SHORT.repr(value).split())
+    except Exception:  # what stands for a value may be broken, too
+        text = f"a {type(value).__name__}"
     head = limit // 3
     return text if len(text) <= limit else f"{text[:head]}…{text[head + 1 - limit :]}"
 
@@ -105,12 +115,19 @@ _SIDE = "a multiple of 8 from 8 to 2048"
 
 def one_of(argument: str, names: Collection[str], name: str) -> str:
     """The one of `names` that was given, in whatever case."""
-    known = name.strip().lower()
+    known = name.strip().lower() if isinstance(name, str) else ""
     if known in names:
         return known
     near = difflib.get_close_matches(known[:40], names, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
     raise BadRequest(f"{argument}: {shorten(name)} is not known; {hint}allowed {', '.join(names)}")
+
+
+def unknown_argument(name: str, known: Iterable[str]) -> str:
+    """What to say of an argument that is none."""
+    near = difflib.get_close_matches(name[:40], known := list(known), n=1)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return f"{shorten(name)[1:-1]}: not an argument; {hint}allowed {', '.join(known)}"
 
 
 def _image(path: str) -> str:
@@ -227,9 +244,7 @@ def _describe(cls: type[BaseModel], error: ValidationError) -> str:
     if first["type"] == "value_error" and "ctx" in first:
         return str(first["ctx"]["error"])
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, cls.model_fields, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        return f"{name[:80]}: not an argument; {hint}allowed {', '.join(cls.model_fields)}"
+        return unknown_argument(name, cls.model_fields)
     given = "missing" if first["type"] == "missing" else shorten(first["input"])
     return f"{name}: {given}; allowed {cls.model_fields[name].description}"
 

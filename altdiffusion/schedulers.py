@@ -3,6 +3,7 @@
 from typing import Any
 
 import diffusers
+from torch import Tensor
 
 from altdiffusion.requests import SCHEDULERS
 
@@ -18,3 +19,25 @@ def scheduler_like(current: Any, name: str | None = None) -> Any:
     """A fresh one of this name, or else of `current`'s own kind, for the model that `current` is for."""
     kind = getattr(diffusers, SCHEDULERS[name]) if name else type(current)
     return kind.from_config(current.config, **_OPTIONS.get(name or "", {}))
+
+
+def scheduler_name(scheduler: Any) -> str:
+    """As people know it (`requests.SCHEDULERS`), or its class."""
+    kind = type(scheduler).__name__
+    return next((name for name, known in SCHEDULERS.items() if known == kind), kind)
+
+
+def expected_picture(scheduler: Any, latents: Tensor, output: Tensor, timestep: Any) -> Tensor:
+    """The picture that the model's output for these latents means, by the three ways to write it down.
+
+    Schedulers of Karras's kind keep latents that grow with the noise, recognisable by where they begin.
+    """
+    kept = scheduler.alphas_cumprod[round(float(timestep))].to(latents)
+    if float(scheduler.init_noise_sigma) > 1:
+        latents = latents * kept.sqrt()
+    kind = scheduler.config.prediction_type
+    if kind == "sample":
+        return output
+    if kind == "v_prediction":
+        return kept.sqrt() * latents - (1 - kept).sqrt() * output
+    return (latents - (1 - kept).sqrt() * output) / kept.sqrt()
