@@ -24,13 +24,15 @@ from altdiffusion.images import open_image
 from altdiffusion.languages import language as known_language
 from altdiffusion.model import AltCLIP
 from altdiffusion.reading import one_line
-from altdiffusion.requests import BadRequest, clean_text, shorten
+from altdiffusion.requests import BadRequest, as_list, clean_text, shorten
 
 if TYPE_CHECKING:
     Texts = str | Sequence[str]
     Pictures = Image.Image | str | os.PathLike | Sequence[Image.Image | str | os.PathLike] | Tensor
+    Tag = str
+    Count = int
 else:  # checked here, where the message can say what to do
-    Texts = Pictures = Any
+    Texts = Pictures = Tag = Count = Any
 
 _FOLDER = Path(__file__).parent / "templates"
 _SLOT = re.compile(r"\{c?\}")  # `{}`, or `{c}` as CLIP_benchmark writes it
@@ -67,7 +69,7 @@ class ZeroShotClassifier:
     """Tells which of `labels` a picture shows. `templates` replaces the language's own."""
 
     def __init__(
-        self, clip: AltCLIP, labels: Texts, *, language: str = "en", templates: Texts | None = None
+        self, clip: AltCLIP, labels: Texts, *, language: Tag = "en", templates: Texts | None = None
     ) -> None:
         own = templates_of(language)
         self.clip = clip
@@ -80,7 +82,7 @@ class ZeroShotClassifier:
         self._anything: Float[Tensor, "one dim"] = rows[-1:]
 
     def __call__(
-        self, images: Pictures, k: int | None = None, *, multi_label: bool = False
+        self, images: Pictures, k: Count | None = None, *, multi_label: bool = False
     ) -> list[Classification]:
         """The `k` best labels of each picture (None: all)."""
         k = check_k(k, len(self.labels))
@@ -145,10 +147,14 @@ class ZeroShotClassifier:
         return classifier
 
 
-@functools.cache
-def templates_of(language: str) -> Templates:
+def templates_of(language: Tag) -> Templates:
     """The templates that come with this package for a language."""
-    file = _FOLDER / f"{known_language(language).tag}.json"
+    return _templates(known_language(language).tag)
+
+
+@functools.cache
+def _templates(tag: str) -> Templates:
+    file = _FOLDER / f"{tag}.json"
     content = json.loads(file.read_text(encoding="utf-8"))
     return Templates(tuple(content["templates"]), content["anything"], content["source"])
 
@@ -172,7 +178,7 @@ def fill(template: str, label: str) -> str:
 
 
 def check_labels(labels: Texts) -> tuple[str, ...]:
-    given = [labels] if isinstance(labels, str) else list(labels)
+    given = as_list(labels, "labels", str, "a text, or a list of texts")
     cleaned = [clean_text(label, "labels") for label in given]
     if not any(cleaned):
         raise BadRequest("labels: nothing given; allowed one or more names of what a picture may show")
@@ -186,7 +192,7 @@ def check_labels(labels: Texts) -> tuple[str, ...]:
 
 
 def check_templates(templates: Texts) -> tuple[str, ...]:
-    given = [templates] if isinstance(templates, str) else list(templates)
+    given = as_list(templates, "templates", str, "a text with {} for the label, or a list of them")
     for template in given or [""]:
         if not isinstance(template, str) or not _SLOT.search(template):
             raise BadRequest(
@@ -195,7 +201,7 @@ def check_templates(templates: Texts) -> tuple[str, ...]:
     return tuple(clean_text(template, "templates") for template in given)
 
 
-def check_k(k: int | None, labels: int) -> int:
+def check_k(k: Count | None, labels: int) -> int:
     if k is None:
         return labels
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
@@ -225,5 +231,5 @@ def _opened(images: Pictures) -> Any:
     """Paths opened, everything else as it is."""
     if isinstance(images, Tensor):
         return images
-    many = [images] if isinstance(images, Image.Image | str | os.PathLike) else list(images)
+    many = as_list(images, "images", (Image.Image, str, os.PathLike), "pictures, or paths of them")
     return [open_image(Path(i), "images") if isinstance(i, str | os.PathLike) else i for i in many]

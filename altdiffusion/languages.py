@@ -63,8 +63,9 @@ _MISTAKES = {
 }
 
 
-def language(tag: str, argument: str = "language") -> Language:
+def language(tag: object, argument: str = "language") -> Language:
     """The language of a BCP-47 tag; a script or region is accepted and set aside (`pt-BR`, `zh_Hant_TW`)."""
+    tag = tag if isinstance(tag, str) else repr(tag)
     base = tag.strip().lower().replace("_", "-").split("-")[0]
     if base in LANGUAGES:
         return LANGUAGES[base]

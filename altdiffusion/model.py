@@ -19,6 +19,7 @@ from altdiffusion.images import upright_rgb
 from altdiffusion.openvino_cache import choose_runtime
 from altdiffusion.packing import first_states
 from altdiffusion.preprocessing import normalized, whole_pixels
+from altdiffusion.requests import as_list, shorten
 from altdiffusion.runtime import choose_device, choose_dtype
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 else:  # checked here, where the message can say what to do
     Pictures = Texts = Any
 
-_ALLOWED_IMAGES = "allowed: PIL pictures (open files with altdiffusion.images.open_image) or pixel_values"
+_PICTURES = "PIL pictures (open files with altdiffusion.images.open_image) or pixel_values"
 _BATCH = 64
 #: The published activation, and the one that the vision tower of m18 was trained with elsewhere.
 _VISION_ACTS = ("quick_gelu", "gelu")
@@ -218,15 +219,13 @@ def _set_vision_act(model: Any, act: str) -> None:
 
 def _as_pictures(images: Pictures) -> list[Image.Image]:
     """Refuses texts above all: transformers would fetch an address and open a path."""
-    if isinstance(images, str | bytes | os.PathLike):
-        raise TypeError(f"images: {images!r:.80} is {type(images).__name__}; {_ALLOWED_IMAGES}")
-    pictures = [images] if isinstance(images, Image.Image) else list(images)
+    pictures = as_list(images, "images", Image.Image, _PICTURES)
     if not pictures:
-        raise ValueError(f"images: an empty list; {_ALLOWED_IMAGES}")
+        raise ValueError(f"images: an empty list; allowed: {_PICTURES}")
     for number, picture in enumerate(pictures):
         if not isinstance(picture, Image.Image):
             kind = type(picture).__name__
-            raise TypeError(f"images: item {number}, {picture!r:.80}, is {kind}; {_ALLOWED_IMAGES}")
+            raise TypeError(f"images: item {number}, {shorten(picture)}, is {kind}; allowed: {_PICTURES}")
         if not all(picture.size):
             raise ValueError(f"images: item {number} has no pixels; allowed: 1 x 1 and up")
     return pictures

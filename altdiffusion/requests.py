@@ -11,7 +11,7 @@ import re
 import reprlib
 import secrets
 import unicodedata
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any
@@ -99,6 +99,15 @@ def clean_text(text: object, argument: str = "prompt") -> str:
 
 
 _TEXT = f"text of at most {MAX_PROMPT_CHARACTERS:,} characters"
+
+
+def as_list(given: Any, argument: str, one: type | tuple[type, ...], allowed: str) -> list[Any]:
+    """One or several as a list; refuses what is neither, such as mappings and bytes."""
+    if isinstance(given, one):
+        return [given]
+    if isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping):
+        return list(given)
+    raise BadRequest(f"{argument}: {shorten(given)} is {type(given).__name__}; allowed {allowed}")
 
 
 def parse_size(size: str | int) -> tuple[int, int]:

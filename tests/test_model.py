@@ -143,7 +143,7 @@ def test_pictures_of_every_mode_are_encoded(clip, mode):
 @pytest.mark.parametrize("images", ["http://127.0.0.1/latest", "cat.png", b"cat.png", Path("cat.png")])
 def test_addresses_and_paths_are_no_pictures(clip, images):
     for given in (images, [images]):
-        with pytest.raises(TypeError, match=r"^images: .* is .*; allowed: PIL pictures"):
+        with pytest.raises((ValueError, TypeError), match=r"^images: .* is .*; allowed:? PIL pictures"):
             clip.encode_image(given)
 
 

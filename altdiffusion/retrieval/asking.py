@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 
 from altdiffusion.images import open_image
-from altdiffusion.requests import BadRequest, clean_text, shorten
+from altdiffusion.requests import BadRequest, as_list, clean_text, shorten
 from altdiffusion.retrieval.queries import Part, unit
+from altdiffusion.retrieval.where import ANYWHERE, Where
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
     Texts = str | Sequence[str]
     Picture = str | os.PathLike | Image.Image
     Pictures = Picture | Sequence[Picture] | Tensor
+    Share = float
 else:  # checked here, where the message can say what to do
-    Texts = Pictures = Any
+    Texts = Pictures = Share = Any
 
 MAX_RESULTS = 1000
+_PICTURES = "pictures, or paths of them"
 #: Plain captions of this and that, whose mean stands for where texts lie as such.
 PLAIN = tuple(
     f"a picture of {thing}"
@@ -49,7 +52,7 @@ class Asked:
 
     @classmethod
     def checked(
-        cls, text: Texts | None, image: Pictures | None, weight: float, more: Texts | None, less: Texts | None
+        cls, text: Texts | None, image: Pictures | None, weight: Share, more: Texts | None, less: Texts | None
     ) -> "Asked":
         asked = cls(
             texts=_texts(text, "text"),
@@ -78,7 +81,9 @@ class Asked:
         return [part for part in parts if part.weight]
 
 
-def check_search(k: Any, alike: Any) -> None:
+def check_search(k: Any, alike: Any, where: Any = ANYWHERE) -> None:
+    if not isinstance(where, Where):
+        raise BadRequest(f"where: {shorten(where)}; allowed what Where.build gives")
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MAX_RESULTS:
         raise BadRequest(f"k: {shorten(k)}; allowed a whole number from 1 to {MAX_RESULTS}")
     if alike is not None:
@@ -100,7 +105,7 @@ def _share(value: Any, name: str) -> float:
 def _texts(given: Any, name: str) -> list[str]:
     if given is None:
         return []
-    texts = [clean_text(text, name) for text in ([given] if isinstance(given, str) else list(given))]
+    texts = [clean_text(text, name) for text in as_list(given, name, str, "a text, or a list of texts")]
     if not texts or not all(texts):
         raise BadRequest(f"{name}: {shorten(given)} is empty; allowed text")
     return texts
@@ -109,14 +114,19 @@ def _texts(given: Any, name: str) -> list[str]:
 def _images(given: Any) -> Any:
     if given is None:
         return []
-    if isinstance(given, str | os.PathLike | Image.Image):
-        given = [given]
-    if isinstance(given, Sequence):
-        if not given:
-            raise BadRequest("image: an empty list; allowed pictures")
-        return [_opened(image) for image in given]
-    return given  # a tensor, which `encode_image` checks
+    from torch import Tensor
+
+    if isinstance(given, Tensor):
+        return given  # which `encode_image` checks
+    images = as_list(given, "image", (str, os.PathLike, Image.Image), _PICTURES)
+    if not images:
+        raise BadRequest(f"image: an empty list; allowed {_PICTURES}")
+    return [_opened(image) for image in images]
 
 
 def _opened(image: Any) -> Image.Image:
-    return image if isinstance(image, Image.Image) else open_image(os.fspath(image), "image")
+    if isinstance(image, str | os.PathLike):
+        return open_image(os.fspath(image), "image")
+    if not isinstance(image, Image.Image) or not all(image.size):
+        raise BadRequest(f"image: {shorten(image)} shows nothing; allowed {_PICTURES}")
+    return image

@@ -8,13 +8,13 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from altdiffusion.requests import BadRequest, shorten
 from altdiffusion.retrieval import asking, filling, manifest, queries
-from altdiffusion.retrieval.asking import Pictures, Texts
+from altdiffusion.retrieval.asking import Pictures, Share, Texts
 from altdiffusion.retrieval.checks import check_encoder, check_target, refuse_another
 from altdiffusion.retrieval.embedded import EmbeddedEngine
 from altdiffusion.retrieval.engines import Engine, Found
@@ -28,6 +28,11 @@ from altdiffusion.retrieval.where import ANYWHERE, Where
 
 if TYPE_CHECKING:
     from altdiffusion.model import AltCLIP
+
+    Count = int
+    Place = Where
+else:  # checked in `asking`, as the others there
+    Count = Place = Any
 
 #: Results are looked at for copies of each other; no more than this many, however many copies there are.
 _LOOKED_AT = 2000
@@ -180,12 +185,12 @@ class ImageIndex:
         text: Texts | None = None,
         *,
         image: Pictures | None = None,
-        weight: float = 0.5,
+        weight: Share = 0.5,
         more: Texts | None = None,
         less: Texts | None = None,
-        k: int = 10,
-        where: Where = ANYWHERE,
-        alike: float | None = 0.98,
+        k: Count = 10,
+        where: Place = ANYWHERE,
+        alike: Share | None = 0.98,
     ) -> list[Hit]:
         """The `k` best pictures, best first: for a text in any language of the encoder, a picture, or both.
 
@@ -195,7 +200,7 @@ class ImageIndex:
         under it.
         """
         asked = asking.Asked.checked(text, image, weight, more, less)
-        asking.check_search(k, alike)
+        asking.check_search(k, alike, where)
         made = self.manifest
         query = self._frame.query(asked.parts(self.clip, np.array(made.image_mean), np.array(made.text_mean)))
         limit = min(4 * k, _LOOKED_AT)
@@ -244,7 +249,7 @@ class ImageIndex:
             return [e for path in self.manifest.only if (e := Entry.of(root, path, tally))], []
         return scan(root, tally, leave=self.folder)
 
-    def _groups(self, found: Sequence[Found], alike: float | None) -> list[list[int]]:
+    def _groups(self, found: Sequence[Found], alike: Share | None) -> list[list[int]]:
         if not found:
             return []
         vectors = queries.unit(self._frame.whole(np.stack([one.vector for one in found])))

@@ -78,7 +78,7 @@ def unit(vector: Float[np.ndarray, "*rows dim"]) -> Float[np.ndarray, "*rows dim
 
 
 def alike(
-    vectors: Float[np.ndarray, "items dim"], digests: Sequence[str], threshold: float | None
+    vectors: Float[np.ndarray, "items dim"], digests: Sequence[str], threshold: float | int | None
 ) -> list[list[int]]:
     """Numbers of unit vectors in groups, in the order of their first: each is joined to the first before it
     with the same content, or with a cosine of at least `threshold`."""

@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from altdiffusion.requests import shorten
+
 #: What a refusal may take of the processor, before any model has worked.
 SECONDS = 0.05
 LONGEST = 500
@@ -41,6 +43,10 @@ def examples(tries: int) -> settings:
     return settings(
         max_examples=tries, derandomize=True, deadline=None, database=None, suppress_health_check=checks
     )
+
+
+def shown(arguments: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={shorten(value)}" for name, value in arguments.items())
 
 
 @contextlib.contextmanager

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from altdiffusion.generation import generate
-from altdiffusion.requests import SCHEDULERS, GenerateRequest, shorten
-from tests.reliability.judging import JUNK, PICTURE, WORDS, examples, judge
+from altdiffusion.requests import SCHEDULERS, GenerateRequest
+from tests.reliability.judging import JUNK, PICTURE, WORDS, examples, judge, shown
 from tests.test_requests import BAD
 
 #: What a user is told beside a picture.
@@ -80,7 +80,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("timesteps", {"timesteps": [999, 500], "sigmas": [1.0, 0.5]}),
     ("sigmas", {"sigmas": 5}),
     ("widht", {"widht": 64}),
-    ("negative_promt", {"negative_promt": "a"}),
+    ("negative_prompts", {"negative_prompts": "a"}),
     ("preset", {"preset": "quick"}),
 ]
 #: What a callback may do is seen after its first step only.
@@ -158,10 +158,6 @@ def picture_fault(output: Any, arguments: dict[str, Any]) -> str:
 
 def draw(pipeline: Any, arguments: dict[str, Any]) -> Any:
     return pipeline(**{"prompt": "a", "num_inference_steps": 1, "guidance_scale": 3.0} | arguments)
-
-
-def shown(arguments: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={shorten(value)}" for name, value in arguments.items())
 
 
 def try_call(
