@@ -68,9 +68,7 @@ def counted(models: dict[str, torch.nn.Module]) -> Iterator[dict[str, int]]:
             handle.remove()
 
 
-def refusal_fault(
-    error: Exception, names: tuple[str, ...], seconds: float = 0, calls: dict[str, int] | None = None
-) -> str:
+def refusal_fault(error: Exception, names: tuple[str, ...], calls: dict[str, int] | None = None) -> str:
     """What is wrong with a refusal; nothing if it is one line that begins with the argument's name."""
     text = str(error)
     if not isinstance(error, ValueError | TypeError):
@@ -81,9 +79,19 @@ def refusal_fault(
         return f"is {len(text)} characters in {text.count(chr(10)) + 1} lines: {text[:200]}"
     if not re.search(r"allowed|Known|give \w+ as well|[Nn]othing|no file|is empty|is not a", text):
         return f"does not say what is allowed: {text}"
-    if seconds > SECONDS:
-        return f"took {seconds * 1000:.0f} ms: {text[:100]}"
     return f"came after model work: {text[:100]}" if any((calls or {}).values()) else ""
+
+
+def slowness(refused: Callable[[], Any], seconds: float) -> str:
+    """What is wrong with how long it took to refuse; again, as Python's collector may fall into one try."""
+    for _ in range(3):
+        if seconds <= SECONDS:
+            return ""
+        began = time.process_time()
+        with contextlib.suppress(Exception):
+            refused()
+        seconds = time.process_time() - began
+    return "" if seconds <= SECONDS else f"took {seconds * 1000:.0f} ms"
 
 
 def judge(
@@ -102,7 +110,8 @@ def judge(
         try:
             result = try_it()
         except Exception as error:
-            wrong = refusal_fault(error, names, time.process_time() - began, calls)
+            wrong = refusal_fault(error, names, calls)
+            wrong = wrong or slowness(try_it, time.process_time() - began)
             ending = "refused"
         else:
             wrong, ending = fault(result), "right"

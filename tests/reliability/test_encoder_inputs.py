@@ -171,7 +171,8 @@ def right(clip: AltCLIP, index: ImageIndex, classifier: ZeroShotClassifier, fold
     found = lambda hits: hits_fault(hits, 4)  # noqa: E731
     for asked in (
         {"text": "a"}, {"text": ["a", "b"]}, {"image": PICTURE}, {"image": [file, PICTURE]},
-        {"image": pixels()}, {"text": "a", "image": file, "weight": 0}, {"text": "a", "more": "b", "less": "c"},
+        {"image": pixels()}, {"text": "a", "image": file, "weight": 0},
+        {"text": "a", "more": "b", "less": "c"},
         {"text": "a", "alike": None}, {"text": "a", "alike": 0}, {"text": "a", "k": 1000}, {"text": "🦞"},
         {"text": "a", "where": Where.build(largest="1M", path="./red.png")},
     ):  # fmt: skip
