@@ -8,7 +8,6 @@ import functools
 import json
 import os
 import re
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from altdiffusion import aside
 from altdiffusion.images import open_image
 from altdiffusion.languages import language as known_language
 from altdiffusion.model import AltCLIP
@@ -108,6 +108,7 @@ class ZeroShotClassifier:
 
     def save(self, file: str | os.PathLike) -> None:
         """One safetensors file with the weights, the labels and the model's fingerprint."""
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         notes = {
@@ -119,15 +120,12 @@ class ZeroShotClassifier:
         }
         tensors = {"weights": self.weights, "anything": self._anything}
         file = Path(file)
-        aside = file.with_name(f".{secrets.token_hex(8)}.tmp")
         try:
-            save_file({name: rows.cpu().contiguous() for name, rows in tensors.items()}, aside, notes)
-            aside.replace(file)
-        except OSError as error:
-            where = shorten(str(file))
-            raise BadRequest(f"save: {where} cannot be written ({error.strerror or error})") from None
-        finally:
-            aside.unlink(missing_ok=True)
+            with aside.file(file) as place:
+                save_file({name: rows.cpu().contiguous() for name, rows in tensors.items()}, place, notes)
+        except (OSError, SafetensorError) as error:
+            where, why = shorten(str(file)), getattr(error, "strerror", None) or shorten(str(error))
+            raise BadRequest(f"save: {where} cannot be written ({why})") from None
 
     @classmethod
     def load(cls, file: str | os.PathLike, clip: AltCLIP) -> "ZeroShotClassifier":

@@ -2,14 +2,13 @@
 
 import json
 import platform
-import secrets
 import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from altdiffusion import __version__, cards
+from altdiffusion import __version__, aside, cards
 from altdiffusion.images import destination
 from altdiffusion.requests import BadRequest, shorten
 from altdiffusion.terminal import note
@@ -134,6 +133,4 @@ def write_report(report: "Report | GenerationReport", file: Path) -> None:
     text = report.to_markdown()
     if file.suffix == ".json":
         text = json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n"
-    aside = file.with_name(f".{secrets.token_hex(8)}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(file)
+    aside.write_text(file, text)

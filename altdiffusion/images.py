@@ -7,13 +7,11 @@ and IPTC's mark of generated media.
 """
 
 import contextlib
-import errno
 import hashlib
 import io
 import itertools
 import json
 import re
-import secrets
 import tempfile
 import unicodedata
 from collections.abc import Iterator
@@ -22,6 +20,7 @@ from typing import IO
 
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
+from altdiffusion import aside
 from altdiffusion.requests import BadRequest, Provenance, clean_text, shorten
 
 #: By format. Up to here a picture is opened in less than 300 MB: WebP's decoder holds it four times, one with
@@ -177,32 +176,13 @@ def save_png(
     An existing file raises FileExistsError and stays as it is, unless `overwrite`.
     """
     path = Path(path)
-    aside = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        with aside.open("xb") as file:
-            write_png(image, file, provenance)
-        if overwrite:
-            aside.replace(path)
-        else:
-            _rename_new(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with aside.file(path, overwrite=overwrite, durable=False) as place, place.open("xb") as file:
+        write_png(image, file, provenance)
 
 
 def write_png(image: Image.Image, file: IO[bytes], provenance: Provenance | None = None) -> None:
     """To a file that is open, or a buffer."""
     image.save(file, "PNG", pnginfo=_chunks(provenance))
-
-
-def _rename_new(aside: Path, path: Path) -> None:
-    try:
-        path.hardlink_to(aside)  # fails if the name is taken, without a race
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        if path.exists():
-            raise FileExistsError(errno.EEXIST, "exists already", str(path)) from None
-        aside.replace(path)
 
 
 def save_numbered(image: Image.Image, path: Path, provenance: Provenance | None = None) -> Path:

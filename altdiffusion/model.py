@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import AltCLIPModel, CLIPImageProcessorPil, XLMRobertaTokenizer
 from transformers.activations import ACT2FN
 
-from altdiffusion import bundled, cards, checkpoints, openvino_parts, towers
+from altdiffusion import aside, bundled, cards, checkpoints, openvino_parts, towers
 from altdiffusion.conditioning import as_texts, tokenize, tower_length
 from altdiffusion.images import upright_rgb
 from altdiffusion.openvino_cache import choose_runtime
@@ -89,7 +89,8 @@ class AltCLIP:
         device = choose_device("cpu" if make else device)
         dtype = choose_dtype(device, dtype)
         found = checkpoints.find(name_or_folder, revision=revision)
-        parts = checkpoints.load_altclip(found, dtype=dtype, tokenizer=tokenizer, make=make)
+        with bundled.compared(found.path, "altclip/" if (found.path / "altclip").is_dir() else ""):
+            parts = checkpoints.load_altclip(found, dtype=dtype, tokenizer=tokenizer, make=make)
         if make and vision_act is not None:
             raise openvino_parts.refuse("vision_act")
         if vision_act is not None:
@@ -154,19 +155,23 @@ class AltCLIP:
                 f"text_model.transformation_pre.{k}": tensor for k, tensor in self.generation_head.items()
             }
             state = {**self.model.state_dict(), **head}
-        with checkpoints.quiet():
-            self.model.save_pretrained(folder, state_dict=state)
-            self.tokenizer.save_pretrained(folder)
-            self.image_processor.save_pretrained(folder)
-        checkpoints.forget_paths(Path(folder))
-        readme = Path(folder) / "README.md"
-        if self.form != "own" and not readme.exists():
-            text_config = self.model.config.text_config.to_dict()
-            card = cards.card(
-                self.form, "an AltCLIP", draws=False, text_config=text_config, changes=cards.SAVED
-            )
-            readme.write_text(card, encoding="utf-8")
-        bundled.write_manifest(Path(folder))
+        target = Path(folder)
+        new = not target.exists()
+        with aside.merged(target) as place, checkpoints.quiet():
+            self.model.save_pretrained(place, state_dict=state)
+            self.tokenizer.save_pretrained(place)
+            self.image_processor.save_pretrained(place)
+            checkpoints.forget_paths(place)
+            if self.form != "own" and not (target / "README.md").exists():
+                text_config = self.model.config.text_config.to_dict()
+                card = cards.card(
+                    self.form, "an AltCLIP", draws=False, text_config=text_config, changes=cards.SAVED
+                )
+                (place / "README.md").write_text(card, encoding="utf-8")
+            if new:
+                bundled.write_manifest(place)
+        if not new:
+            bundled.write_manifest(target)
 
     @property
     def runtime(self) -> str:

@@ -18,6 +18,7 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
 from altdiffusion import (
+    aside,
     attention,
     backbone,
     bundled,
@@ -33,7 +34,7 @@ from altdiffusion.memory import decode_without_overflow
 from altdiffusion.model import AltCLIP
 from altdiffusion.openvino_cache import choose_runtime
 from altdiffusion.presets import PRESETS
-from altdiffusion.prompting import Prompting
+from altdiffusion.prompting import Prompting, lock_of
 from altdiffusion.requests import Addition, BadRequest, one_of, shorten
 from altdiffusion.runtime import choose_attention, choose_device, choose_dtype
 from altdiffusion.schedulers import scheduler_like
@@ -131,7 +132,8 @@ class _Conditioned(Prompting):
         found = checkpoints.find(name_or_folder, revision=revision, variant=variant)
         components |= cls._own_parts(found.path, components, dtype, variant)
         options = {"dtype": dtype, "variant": variant, "ema": ema, "make": make}
-        parts = checkpoints.load_parts(found, components, **options)
+        with bundled.compared(found.path):
+            parts = checkpoints.load_parts(found, components, **options)
         pipeline: _Pipeline
         stock = found.format == "stock pipeline"
         if stock and not make:
@@ -210,16 +212,8 @@ class _Conditioned(Prompting):
         parts = {name: part for name, part in pipeline.components.items() if name in expected}
         parts |= {name: pipeline.config[name] for name in optional if name in pipeline.config}
         made = cls(**{**parts, **components})
-        for name in (
-            "_source",
-            "_folder",
-            "_defaults",
-            "_found",
-            "_altclip",
-            "_card",
-            "compact_keys",
-            "_progress_bar_config",
-        ):
+        kept = ("_source", "_folder", "_defaults", "_found", "_altclip", "_card")
+        for name in (*kept, "compact_keys", "_progress_bar_config"):
             if hasattr(pipeline, name):
                 setattr(made, name, getattr(pipeline, name))
         return made if dtype is None else made.to(dtype=dtype)
@@ -229,38 +223,50 @@ class _Conditioned(Prompting):
         if self.runtime == "openvino":
             raise openvino_parts.refuse("saving")
         folder = Path(save_directory)
-        with checkpoints.quiet(), text_adapter.aside(self.text_encoder) as adapter:
-            super().save_pretrained(save_directory, *args, **kwargs)
-        text_adapter.save(adapter, folder)
-        checkpoints.forget_paths(folder)
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", folder.name)  # of the place aside it would be a name of its own
+        new = not folder.exists()
+        with aside.merged(folder) as place, checkpoints.quiet():
+            with text_adapter.aside(self.text_encoder) as adapter:
+                super().save_pretrained(place, *args, **kwargs)
+            if adapter is not None:
+                adapter.save_pretrained(place / ADAPTER)
+            checkpoints.forget_paths(place)
+            self._save_what_came_with_it(place, folder)
+            if new:
+                bundled.write_manifest(place)
+        if not new:
+            if adapter is None:
+                text_adapter.remove(folder)
+            bundled.write_manifest(folder)
+
+    def _save_what_came_with_it(self, place: Path, folder: Path) -> None:
         if self._folder is not None and self._folder.resolve() != folder.resolve():
             for source in self._folder.iterdir():
                 if source.name == "altclip":
-                    shutil.copytree(source, folder / source.name, dirs_exist_ok=True)
+                    shutil.copytree(source, place / source.name)
                 elif source.name in ("README.md", bundled.CARD) or source.name.startswith("LICENSE"):
-                    shutil.copyfile(source, folder / source.name)
+                    shutil.copyfile(source, place / source.name)
         if self._altclip is not None:
-            self._altclip.save_pretrained(folder / "altclip")
-        if not (folder / "README.md").exists():
-            (folder / "README.md").write_text(self._card, encoding="utf-8")
-        bundled.write_manifest(folder)
+            self._altclip.save_pretrained(place / "altclip")
+        if not (place / "README.md").exists() and not (folder / "README.md").exists():
+            (place / "README.md").write_text(self._card, encoding="utf-8")
 
     def __call__(self, *arguments: Any, preset: str | None = None, **named: Any) -> Any:
         """As the stock pipeline, which see; `preset` is one of `altdiffusion.presets.PRESETS`.
 
         A preset brings scheduler, steps and what the last steps leave out; with it guidance and steps that
         are not given are the model's own rather than diffusers' 7.5 and 50. Arguments given come first.
+        Threads may share a pipeline: they draw one after the other.
         """
         given = calling.checked(self, inspect.signature(super().__call__), arguments, named)
         once = self.compact_keys
         if once is None:
             once = self._execution_device.type == "cpu"  # not where the weights lie: they may be offloaded
-        with keys_once(self.unet) if once and has_keys(self.unet) else nullcontext():
+        with lock_of(self), keys_once(self.unet) if once and has_keys(self.unet) else nullcontext():
             drawn = super().__call__(**given) if preset is None else self._call_by_preset(preset, given)
-        images = drawn[0]
-        if (
-            isinstance(images, torch.Tensor) and not images.isfinite().all()
-        ):  # latents, which nothing looked at
+        images = drawn[0]  # as latents nothing has looked at them
+        if isinstance(images, torch.Tensor) and not images.isfinite().all():
             raise calling.no_colours(self)
         return drawn
 

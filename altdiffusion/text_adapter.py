@@ -152,10 +152,7 @@ def load(folder: str | os.PathLike, *, dtype: torch.dtype | None = None) -> Text
     return checkpoints.load_strict(TextAdapter, place, dtype=dtype)
 
 
-def save(adapter: TextAdapter | None, model_folder: Path) -> None:
-    """Writes `adapter/` into a model's folder; without an adapter one that lies there goes."""
-    folder = model_folder / ADAPTER
-    if adapter is not None:
-        adapter.save_pretrained(folder)
-    elif adapter_config(folder):
-        shutil.rmtree(folder)
+def remove(model_folder: Path) -> None:
+    """An adapter that lies in the folder of a model that is saved without one."""
+    if adapter_config(model_folder / ADAPTER):
+        shutil.rmtree(model_folder / ADAPTER)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from altdiffusion import aside
 from training.config import OptimConfig, RunConfig, parse
 from training.emoji import load_emoji, pixels, random_scene
 from training.export import EMOJI, Made, finish
@@ -119,7 +120,8 @@ def export(vae: AutoencoderKL, config: AutoencoderConfig) -> None:
     means = torch.cat([vae.encode(part).latent_dist.mean for part in images.split(64)])
     decoded = torch.cat([vae.decode(part).sample for part in means.split(64)])
     vae.register_to_config(scaling_factor=round(1 / means.std().item(), 5))
-    vae.save_pretrained(config.output_dir / "model")
+    with aside.merged(config.output_dir / "model") as place:
+        vae.save_pretrained(place)
     figures = {
         "scenes": len(images),
         "l1": F.l1_loss(decoded, images).item(),

@@ -27,7 +27,7 @@ from transformers import (
     CLIPModel,
 )
 
-from altdiffusion import checkpoints
+from altdiffusion import aside, checkpoints
 from altdiffusion.losses import contrastive_loss, sigmoid_loss
 from altdiffusion.model import AltCLIP
 from training.captioned import CaptionedPictures
@@ -364,9 +364,9 @@ def export(trained: Any, tokenizer, config: ContrastConfig, head: dict[str, Tens
         whole = AltCLIP(clip, tokenizer, processor(config.size), form="m18", generation_head=head)
         whole.save_pretrained(folder)
     else:
-        clip.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        processor(config.size).save_pretrained(folder)
+        with aside.merged(folder) as place:
+            for part in (clip, tokenizer, processor(config.size)):
+                part.save_pretrained(place)
     report = {
         "logit_scale": clip.logit_scale.exp().item(),
         "samples": config.run.max_train_steps * config.run.batch_size,

@@ -23,7 +23,7 @@ from transformers import (
     CLIPModel,
 )
 
-from altdiffusion import checkpoints
+from altdiffusion import aside, checkpoints
 from altdiffusion.conditioning import encode_trimmed
 from altdiffusion.losses import distillation_loss
 from altdiffusion.model import AltCLIP
@@ -343,9 +343,9 @@ def export(trained: Distillation, teacher: CLIPModel, config: DistillConfig) -> 
             altclip, trained.tokenizer, processor, form="m18", generation_head=dict(head.state_dict())
         ).save_pretrained(folder)
         return
-    altclip.save_pretrained(folder)
-    trained.tokenizer.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    with aside.merged(folder) as place:
+        for part in (altclip, trained.tokenizer, processor):
+            part.save_pretrained(place)
 
 
 def assemble(student: AltCLIPTextModel, teacher: CLIPModel, change: Tensor | None = None) -> AltCLIPModel:

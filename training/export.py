@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 
-from altdiffusion import bundled, cards
+from altdiffusion import aside, bundled, cards
 from altdiffusion.languages import LANGUAGES
 from altdiffusion.reading import one_line
 from training.loop import StageConfig
@@ -86,9 +86,8 @@ def check(config: Any) -> None:
 def finish(config: StageConfig, made: Made) -> None:
     """Writes the card of `output_dir/model`, and uploads the folder where `push_to_hub` names one."""
     folder = config.output_dir / "model"
-    (folder / "README.md").write_text(str(card(config, made)), encoding="utf-8")
-    if (folder / bundled.MANIFEST).is_file():
-        bundled.write_manifest(folder)
+    aside.write_text(folder / "README.md", str(card(config, made)))
+    bundled.write_manifest(folder)
     upload(folder, config.run.push_to_hub, made.stage)
 
 

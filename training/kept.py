@@ -70,7 +70,6 @@ class Kept(Generic[Model]):
                 check_room(store.folder, values * store.dtype.itemsize, f"{len(missing):,} {self.what}")
             self.state.wait_for_everyone()  # all have looked before the first one writes
             own = list(share_of_names(missing, self.state.process_index, self.state.num_processes))
-            store.sweep()
             store.write(self.made(own))
             self.state.wait_for_everyone()
             store.read()

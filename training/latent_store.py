@@ -4,8 +4,6 @@ Half precision: its rounding is a thousandth of the noise that training adds.
 """
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from altdiffusion import aside
 from altdiffusion.checkpoints import fingerprint
 from training.buckets import Size, View, Views, nearest
 from training.lazy import weights_key
@@ -127,23 +126,21 @@ def encode_part(
     state: Any,
     views: Views,
 ) -> None:
-    aside = target.with_name(f".tmp-{target.name}-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    before, part = bad.count, Part(aside, vae.to(state.device), sizes)
     own = wanted[state.process_index :: state.num_processes]
     judged = Bad(bad.share, bad.expected, bad.argument, bad.seen, list(bad.named), bad.count)
-    for record in tqdm(own, unit="picture", desc="latents", disable=None if state.is_main_process else True):
-        try:
-            picture = opened(source(rows[int(record)]))
-        except BadSample as error:
-            judged.add(rows.name(int(record)), error)
-            continue
-        for number in range(views.count):
-            part.add(int(record) * views.count + number, picture, views.stored(int(record), number))
-    part.finish(judged, before)
-    vae.to("cpu")
-    aside.rename(target)
+    bar = tqdm(own, unit="picture", desc="latents", disable=None if state.is_main_process else True)
+    with aside.folder(target) as place:
+        before, part = bad.count, Part(place, vae.to(state.device), sizes)
+        for record in bar:
+            try:
+                picture = opened(source(rows[int(record)]))
+            except BadSample as error:
+                judged.add(rows.name(int(record)), error)
+                continue
+            for number in range(views.count):
+                part.add(int(record) * views.count + number, picture, views.stored(int(record), number))
+        part.finish(judged, before)
+        vae.to("cpu")
 
 
 def store_key(

@@ -1,7 +1,6 @@
 """Latents of pictures, computed once and kept on disk while autoencoder and pictures stay the same."""
 
 import hashlib
-import os
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from altdiffusion import aside
 from training.emoji import Scene, pixels
 from training.lazy import LazyAutoencoder, weights_key
 
@@ -29,9 +29,8 @@ def cached_latents(vae: AutoencoderKL | LazyAutoencoder, scenes: list[Scene], pa
         parts.append(vae.encode(images).latent_dist.mean * vae.config.scaling_factor)
     latents = torch.cat(parts).contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".tmp-{os.getpid()}")  # several processes may come here at once
-    save_file({"latents": latents}, aside, metadata={"key": key})
-    aside.rename(path)
+    with aside.file(path) as place:  # several processes may come here at once
+        save_file({"latents": latents}, place, metadata={"key": key})
     return latents
 
 

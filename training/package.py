@@ -15,7 +15,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from transformers import AltCLIPModel, AutoTokenizer, CLIPImageProcessor
 
-from altdiffusion import bundled
+from altdiffusion import aside, bundled
 from altdiffusion.languages import LANGUAGES
 from altdiffusion.model import AltCLIP
 from altdiffusion.serving.collection import NAMES, SHEET, Collection
@@ -74,33 +74,34 @@ class PackageConfig:
 
 
 def package(config: PackageConfig) -> None:
-    aside = config.output.with_name(f".tmp-{config.output.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    with aside.folder(config.output) as place:
+        fill(config, place)
+    export.upload(config.output, config.push_to_hub, "The emoji model")
+
+
+def fill(config: PackageConfig, place: Path) -> None:
     altclip = config.stages / TOWERS / "model"
     clip = AltCLIPModel.from_pretrained(altclip, dtype=torch.float16)
-    clip.save_pretrained(aside / "altclip", max_shard_size=SHARD_SIZE)
+    clip.save_pretrained(place / "altclip", max_shard_size=SHARD_SIZE)
     folder = config.stages / UNET / "model"
     if config.base is not None and not folder.exists():
         folder = config.base
     pipeline = StableDiffusionPipeline.from_pretrained(
         folder, text_encoder=clip.text_model, dtype=torch.float16
     )
-    pipeline.save_pretrained(aside, max_shard_size=SHARD_SIZE)
-    AutoTokenizer.from_pretrained(altclip).save_pretrained(aside / "altclip")
-    CLIPImageProcessor.from_pretrained(altclip).save_pretrained(aside / "altclip")
+    pipeline.save_pretrained(place, max_shard_size=SHARD_SIZE)
+    AutoTokenizer.from_pretrained(altclip).save_pretrained(place / "altclip")
+    CLIPImageProcessor.from_pretrained(altclip).save_pretrained(place / "altclip")
     card = describe(config, pipeline)
-    (aside / bundled.CARD).write_text(json.dumps(card, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    (aside / "README.md").write_text(model_card(card), encoding="utf-8")
+    (place / bundled.CARD).write_text(json.dumps(card, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    (place / "README.md").write_text(model_card(card), encoding="utf-8")
     for name, source in LICENCES.items():
-        shutil.copyfile(source, aside / name)
-    write_collection(aside)
-    Collection(aside / "collection").write_vectors(AltCLIP.from_pretrained(aside))
-    for file in aside.rglob("*.safetensors"):
+        shutil.copyfile(source, place / name)
+    write_collection(place)
+    Collection(place / "collection").write_vectors(AltCLIP.from_pretrained(place))
+    for file in place.rglob("*.safetensors"):
         file.chmod(0o644)  # they come out for their owner alone; whoever installs the package shall read them
-    bundled.write_manifest(aside)
-    replace_folder(aside, config.output)
-    export.upload(config.output, config.push_to_hub, "The emoji model")
+    bundled.write_manifest(place)
 
 
 def write_collection(folder: Path, side: int = 64) -> None:
@@ -123,16 +124,6 @@ def write_collection(folder: Path, side: int = 64) -> None:
         corner = (number % columns * side, number // columns * side)
         sheet.paste(draw(centred(character), side), corner)
     sheet.save(place / SHEET, quality=80, method=6)
-
-
-def replace_folder(new: Path, old: Path) -> None:
-    """Puts `new` in the place of `old`, which is lost only once the new one is there."""
-    gone = old.with_name(f".old-{old.name}")
-    shutil.rmtree(gone, ignore_errors=True)
-    if old.exists():
-        old.rename(gone)
-    new.rename(old)
-    shutil.rmtree(gone, ignore_errors=True)
 
 
 def describe(config: PackageConfig, pipeline: StableDiffusionPipeline) -> dict:

@@ -66,7 +66,6 @@ class PictureFeatures:
         state.wait_for_everyone()  # all have looked before the first one writes
         names = {self.names[record]: record for record in missing}
         own = share_of_names(names, state.process_index, state.num_processes)
-        self.store.sweep()
         self.store.write(self.made([names[name] for name in own], read, state))
         state.wait_for_everyone()
         self.store.read()

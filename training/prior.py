@@ -2,7 +2,6 @@
 UNet drew before training is trained beside them, so that their class does not turn into them.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from altdiffusion import aside
 from altdiffusion.checkpoints import fingerprint
 from altdiffusion.runtime import choose_device
 
@@ -64,9 +64,8 @@ def prior_latents(pipeline: StableDiffusionPipeline, config: PriorConfig, seed: 
         drawn.append(latents.float().cpu())
     pipeline.to("cpu")
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".tmp-{os.getpid()}")  # several processes may come here at once
-    save_file({"latents": torch.cat(drawn).contiguous()}, aside, metadata={"key": key})
-    aside.rename(path)
+    with aside.file(path) as place:  # several processes may come here at once
+        save_file({"latents": torch.cat(drawn).contiguous()}, place, metadata={"key": key})
     return torch.cat(drawn)
 
 

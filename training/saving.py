@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
+from altdiffusion import aside
 from altdiffusion.reading import one_line
 from training import space
 from training.checkpoints import save_checkpoint
@@ -48,7 +49,7 @@ def save_run(run: Saved) -> bool:
 
 def write(run: Saved, folder: Path, step: int) -> str | None:
     """What went wrong, or None. The first of several processes seals what all have written."""
-    shared, problem = folder / f".tmp-ranks-{step:08d}", None
+    shared, problem = folder / f"{aside.START}ranks-{step:08d}", None
 
     def take(stage: Path) -> None:
         stage.rmdir()

@@ -25,6 +25,7 @@ from diffusers import (
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 
+from altdiffusion import aside
 from altdiffusion.losses import diffusion_loss
 from altdiffusion.runtime import choose_attention
 from altdiffusion.trainable import lora_state, select_parameters
@@ -302,12 +303,14 @@ def export(
     """A folder that plain diffusers opens; of a LoRA or a new word the file that its pipelines load."""
     folder = config.output_dir / "model"
     if config.trainable == "textual_inversion":
-        inversion.export(trained, config.inversion, folder)
+        with aside.merged(folder) as place:
+            inversion.export(trained, config.inversion, place)
     elif config.trainable == "lora":
         layers, settings = lora_state(trained)
-        StableDiffusionPipeline.save_lora_weights(
-            folder, unet_lora_layers=layers, unet_lora_adapter_metadata=settings
-        )
+        with aside.merged(folder) as place:
+            StableDiffusionPipeline.save_lora_weights(
+                place, unet_lora_layers=layers, unet_lora_adapter_metadata=settings
+            )
     else:
         precision = config.run.mixed_precision
         if config.unet is not None:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from altdiffusion import aside
 from altdiffusion.checkpoints import quiet
 from altdiffusion.grids import captioned_grid
 from training import trackers
@@ -71,9 +72,8 @@ class Validation:
         if self.run.accelerator.is_main_process:
             grid = captioned_grid(list(zip(self.config.prompts, pictures, strict=True)))
             path.parent.mkdir(exist_ok=True)
-            aside = path.with_suffix(".tmp")
-            grid.save(aside, format="png")
-            aside.rename(path)
+            with aside.file(path, durable=False) as place:
+                grid.save(place, format="png")
             trackers.show(self.run.accelerator, "validation", grid, step)
 
     @torch.no_grad()

@@ -9,8 +9,6 @@ import dataclasses
 import hashlib
 import json
 import random
-import secrets
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from altdiffusion import aside
 from altdiffusion.images import destination, open_image, read_provenance, save_png
 from altdiffusion.languages import LANGUAGES
 from altdiffusion.requests import BadRequest, Provenance, shorten
@@ -117,20 +116,16 @@ def make(first: Path, second: Path, output: Path, count: int) -> Path:
     if output.exists():
         raise BadRequest(f"output: {shorten(str(output))} exists; allowed a new folder")
     key = _key(first, second, count)
-    aside = output.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        pictures = aside / "page" / "pictures"
+    with aside.folder(output) as place:
+        pictures = place / "page" / "pictures"
         pictures.mkdir(parents=True)
         for pair in key.pairs:
             sides = (first, second) if pair.left == "a" else (second, first)
             for side, folder in zip(("left", "right"), sides, strict=True):
                 save_png(open_image(folder / pair.name, "paths"), pictures / f"{pair.id}-{side}.png")
-        (aside / "page" / "index.html").write_text(_page(key), encoding="utf-8")
+        (place / "page" / "index.html").write_text(_page(key), encoding="utf-8")
         text = json.dumps(dataclasses.asdict(key), ensure_ascii=False, indent=1) + "\n"
-        (aside / "key.json").write_text(text, encoding="utf-8")
-        aside.rename(output)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        (place / "key.json").write_text(text, encoding="utf-8")
     return output / "page" / "index.html"
 
 

@@ -7,7 +7,6 @@ where it was. A stretch's name holds what it depends on: model, number format, f
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from altdiffusion import aside
 from altdiffusion.classification import class_weights, templates_of
 from altdiffusion.evaluation.datasets import Captioned, Found, Labelled, Picture
 from altdiffusion.evaluation.metrics import Score, classification_scores, retrieval_hits, retrieval_scores
@@ -102,10 +102,8 @@ class Features:
         if file.is_file():
             return torch.from_numpy(np.load(file))
         features = make().float().cpu()
-        aside = file.with_name(f".{secrets.token_hex(8)}.tmp")
-        with aside.open("wb") as stream:
+        with aside.file(file) as place, place.open("wb") as stream:
             np.save(stream, features.numpy())
-        aside.replace(file)
         return features
 
 

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from altdiffusion import aside
 from altdiffusion.requests import BadRequest, shorten
 from altdiffusion.retrieval import manifest
 from altdiffusion.retrieval.manifest import Manifest
@@ -59,4 +60,4 @@ def refuse_another(folder: Path, root: Path, only: list[str] | None, url: str | 
 
 def _foreign(path: Path) -> bool:
     """A build that was killed as it began may have left a manifest without its name."""
-    return not path.name.startswith(manifest.ASIDE)
+    return not path.name.startswith(aside.START)

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import os
-import tempfile
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from altdiffusion import aside
 from altdiffusion.requests import BadRequest, shorten
 
 FILE = "index.json"
-ASIDE = ".index-"
 _FORMAT = 1
 
 
@@ -42,16 +40,10 @@ class Manifest:
     format: int = _FORMAT
 
     def write(self, folder: Path) -> None:
-        """Written aside, synced and renamed: whoever reads meets the old one or the new one."""
+        """Written aside and renamed: whoever reads meets the old one or the new one."""
+        aside.sweep(folder)
         text = json.dumps(dataclasses.asdict(self))  # ASCII: names need not be valid Unicode
-        with tempfile.NamedTemporaryFile("w", dir=folder, prefix=ASIDE, delete=False) as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(file.name).chmod(0o644)
-        Path(file.name).replace(folder / FILE)
-        for left in folder.glob(f"{ASIDE}*"):  # by a process that was killed here
-            left.unlink(missing_ok=True)
+        aside.write_text(folder / FILE, text)
 
 
 def exists(folder: Path) -> bool:

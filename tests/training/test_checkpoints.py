@@ -1,9 +1,5 @@
-"""Checkpoints under kills and damage, and configuration."""
+"""Checkpoints under damage, and configuration. Kills are in tests/reliability/saved."""
 
-import multiprocessing
-import os
-import signal
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,28 +53,6 @@ def test_a_failing_save_leaves_the_previous_checkpoint_and_no_rest(tmp_path):
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(tmp_path, 2, fail, keep=2)
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-00000001"]
-
-
-def save_for_ever(folder: Path) -> None:
-    for step in range(1, 1_000_000):
-        save_checkpoint(folder, step, write(os.urandom(200_000)), keep=2)
-
-
-def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
-    context = multiprocessing.get_context("fork")
-    for trial in range(20):
-        folder = tmp_path / str(trial)
-        folder.mkdir()
-        save_checkpoint(folder, 0, write(b"start"), keep=2)
-        process = context.Process(target=save_for_ever, args=(folder,))
-        process.start()
-        time.sleep(0.02 + 0.013 * trial)
-        steps = [int(p.name[-8:]) for p in folder.glob("checkpoint-*")]
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        found = latest_checkpoint(folder)
-        assert found is not None and found[1] >= max(steps, default=0) - 1
-        assert damaged(found[0]) is None and not list(folder.glob(".tmp*"))
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ def test_the_model_goes_to_the_hub_with_its_card(tmp_path, hub):
 
     run_stage(config, train)
     assert hub.created == [{"name": "emoji", "organization": "me", "visibility": "private"}]
-    assert hub.committed.keys() == {"README.md", "config.json"}
+    assert hub.committed.keys() == {"README.md", "config.json", "manifest.json"}
     assert hub.committed["README.md"] == (tmp_path / "model/README.md").read_bytes()
 
 
