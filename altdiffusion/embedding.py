@@ -4,12 +4,12 @@ import contextlib
 import importlib.util
 import itertools
 import json
-import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from altdiffusion import aside, room
 from altdiffusion.requests import BadRequest, shorten
 from altdiffusion.shards import Shard, shards_of
 from altdiffusion.starting import collector_paused
@@ -87,12 +87,20 @@ def embed_shards(
     number, of, device = encoding.process()
     clip = AltCLIP.from_pretrained(model, device=device if runtime == "torch" else None, runtime=runtime)
     folder.mkdir(parents=True, exist_ok=True)
+    todo = [shard for shard in shards if not _finished(folder, shard, form, clip.fingerprint)]
+    _check_room(folder, sum(shard.count for shard in todo), clip.dim)
     for shard in shards[number::of]:
-        if not _finished(folder, shard, form, clip.fingerprint):
+        if shard in todo:
             block = encoding.encode_rows(clip, shard.rows())
+            _check_room(folder, len(block.keys), clip.dim)
             {"npy": _write_npy, "parquet": _write_parquet}[form](folder, shard, block, clip.fingerprint)
             _tell(shard, block)
         say(str(folder / f"{shard.name}.{form}"))
+
+
+def _check_room(folder: Path, rows: int, dim: int) -> None:
+    """For a vector of float32 of each, and its key."""
+    room.check(folder, rows * (4 * dim + 64), f"the features of {rows:,} rows", "output")
 
 
 def _tell(shard: Shard, block: "Block") -> None:
@@ -134,7 +142,8 @@ def _write_parquet(folder: Path, shard: Shard, block: "Block", fingerprint: str)
         "error": pyarrow.array([block.errors.get(key) for key in block.keys], pyarrow.string()),
     }
     table = pyarrow.table(columns).replace_schema_metadata({"fingerprint": fingerprint})
-    _aside(folder / f"{shard.name}.parquet", lambda file: pyarrow.parquet.write_table(table, file))
+    with aside.file(folder / f"{shard.name}.parquet") as place:
+        pyarrow.parquet.write_table(table, place)
 
 
 def _write_npy(folder: Path, shard: Shard, block: "Block", fingerprint: str) -> None:
@@ -149,23 +158,6 @@ def _write_npy(folder: Path, shard: Shard, block: "Block", fingerprint: str) -> 
         there = [n for n, vector in enumerate(vectors) if vector is not None]
         notes[f"{kind}_keys"] = [block.keys[n] for n in there]
         array = np.array([vectors[n] for n in there], dtype=np.float32)
-        _aside(folder / f"{shard.name}.{end}", lambda file, array=array: _save(file, array))
-    text = json.dumps(notes, ensure_ascii=False)
-    _aside(folder / f"{shard.name}.json", lambda file: file.write_text(text, encoding="utf-8"))
-
-
-def _save(file: Path, array: Any) -> None:
-    import numpy as np
-
-    with file.open("wb") as stream:
-        np.save(stream, array)
-
-
-def _aside(file: Path, write: Any) -> None:
-    """What bears the name is whole."""
-    aside = file.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        write(aside)
-        aside.replace(file)
-    finally:
-        aside.unlink(missing_ok=True)
+        with aside.file(folder / f"{shard.name}.{end}") as place, place.open("wb") as stream:
+            np.save(stream, array)
+    aside.write_text(folder / f"{shard.name}.json", json.dumps(notes, ensure_ascii=False))

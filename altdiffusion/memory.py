@@ -1,5 +1,6 @@
 """Decoding a picture in the memory that there is: in tiles, one picture at a time, and without overflow."""
 
+import gc
 import os
 import warnings
 from pathlib import Path
@@ -34,6 +35,13 @@ def free_bytes(device: torch.device) -> int | None:
         return int(found["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+
+
+def let_go(device: torch.device) -> None:
+    """Gives back what a failed call took, once nothing refers to it any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def fit_decoding(vae: Any, width: int, height: int, batch: int, device: torch.device) -> None:

@@ -7,14 +7,11 @@ is whole or not there, and checked by the hash of each file before it is read: a
 
 import functools
 import gc
-import hashlib
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -23,7 +20,7 @@ from typing import Any
 
 import torch
 
-from altdiffusion import checkpoints, openvino_parts
+from altdiffusion import aside, checkpoints, openvino_parts, room
 from altdiffusion.checkpoints import Make
 from altdiffusion.sources import Part
 
@@ -32,6 +29,8 @@ _TRACED = 1
 _FILES = "files.json"
 #: Bytes of weights from which a part is converted in a process of its own: what that took is given back.
 _LARGE = 2**28
+#: Room that a part's conversion takes, in sizes of its weights: the networks, and a copy for that process.
+_COPIES = {False: 1, True: 2}
 _HINTS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
@@ -99,7 +98,6 @@ def networks(name: str, model_class: Any, part: Part, where: Path, *, dtype: tor
     """The compiled networks of a part, by the names of `openvino_parts.graphs`; converted if need be."""
     place = folder() / f"{name}-{_key(name, part, dtype)}"
     if not _is_whole(place):
-        shutil.rmtree(place, ignore_errors=True)
         _convert_aside(name, model_class, part, where, place, dtype)
     return {file.stem: _compiled(file, dtype) for file in sorted(place.glob("*.xml"))}
 
@@ -116,34 +114,21 @@ def _is_whole(place: Path) -> bool:
     """Whether every file is as it was written."""
     try:
         files = json.loads((place / _FILES).read_text(encoding="utf-8"))
-        return all(_sha256(place / file) == digest for file, digest in files.items())
+        return aside.fault(place, files) is None
     except (OSError, ValueError, AttributeError):
         return False
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _convert_aside(
     name: str, model_class: Any, part: Part, where: Path, place: Path, dtype: torch.dtype
 ) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
-    try:
-        size = sum(tensor.nbytes for tensor in part.tensors.values())
-        run: Callable[..., None] = _convert_in_process if size >= _LARGE else convert
-        run(name, model_class, part, where, aside, dtype)
-        files = {file.name: _sha256(file) for file in aside.iterdir()}
-        (aside / _FILES).write_text(json.dumps(files), encoding="utf-8")
-        try:
-            aside.rename(place)
-        except OSError:
-            if not _is_whole(place):  # another process was first otherwise
-                raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    size = sum(tensor.nbytes for tensor in part.tensors.values())
+    own = size >= _LARGE
+    room.check(place, _COPIES[own] * size, f"{name} converted for OpenVINO", "ALTDIFFUSION_CACHE")
+    with aside.folder(place) as stage:  # of two processes that convert the same the last one stays
+        run: Callable[..., None] = _convert_in_process if own else convert
+        run(name, model_class, part, where, stage, dtype)
+        aside.seal(stage, _FILES)
 
 
 def convert(name: str, model_class: Any, part: Part, where: Path, target: Path, dtype: torch.dtype) -> None:

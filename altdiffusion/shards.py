@@ -34,6 +34,8 @@ class Shard:
 
     name: str
     rows: Callable[[], Iterator[Row]]
+    count: int = 0
+    """Of rows, where that is known without reading them all."""
 
 
 def shards_of(paths: Sequence[str], per_shard: int = PER_SHARD) -> list[Shard]:
@@ -47,7 +49,8 @@ def shards_of(paths: Sequence[str], per_shard: int = PER_SHARD) -> list[Shard]:
                 raise BadRequest(f"shards: no pictures in {shorten(given)}; allowed a folder with some")
             for number, at in enumerate(range(0, len(files), per_shard)):
                 part = partial(_folder_rows, path, files[at : at + per_shard])
-                shards.append(Shard(f"{path.resolve().name}-{number:05}", part))
+                count = len(files[at : at + per_shard])
+                shards.append(Shard(f"{path.resolve().name}-{number:05}", part, count))
         elif path.is_file() and path.suffix.lower() in (".tsv", ".tar"):
             read = _tsv_rows if path.suffix.lower() == ".tsv" else _tar_rows
             shards.append(Shard(path.stem, partial(read, path)))

@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from altdiffusion.room import is_exhausted, is_full
+
 _ADDRESSED = r"[a-z_]+: "  # what is meant for the user starts with the argument's name
 
 
@@ -37,11 +39,21 @@ def run(parse: Callable[[Sequence[str]], Callable[[], None]], argv: Sequence[str
         except BrokenPipeError:  # `| head` has seen enough; Python would complain again when it closes stdout
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
-        except (ValueError, TypeError) as error:
-            if not re.match(_ADDRESSED, str(error)):  # our own mistake: show where
+        except Exception as error:
+            if (said := _for_the_user(error)) is None:  # our own mistake: show where
                 raise
-            print(" ".join(str(error).split()), file=sys.stderr)
+            print(said, file=sys.stderr)
             return 2
+
+
+def _for_the_user(error: Exception) -> str | None:
+    if is_exhausted(error):
+        return "memory: it is used up; lower size or count, or take a smaller model"
+    if is_full(error):
+        return f"output: the disk is full ({' '.join(str(error).split()):.200}); allowed a place with room"
+    if isinstance(error, ValueError | TypeError) and re.match(_ADDRESSED, str(error)):
+        return " ".join(str(error).split())
+    return None
 
 
 def _one_sentence(

@@ -7,7 +7,6 @@ only then puts it in its place. Weights are written as safetensors.
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AltCLIPModel, AltCLIPTextModel, CLIPVisionModelWithProjection
 
-from altdiffusion import bundled, cards, checkpoints, ldm, towers
+from altdiffusion import aside, bundled, cards, checkpoints, ldm, room, towers
 from altdiffusion.conditioning import encode_prompts
 from altdiffusion.layouts import LEFTOVERS, Part, Source, detect, read
 from altdiffusion.reading import check_tensors, refusal
@@ -162,17 +161,24 @@ def _aside(source: Source, target: Path, write: Callable[[Path], Any]) -> Writte
     if checkpoints.adapter_config(source.layout.path / checkpoints.ADAPTER):
         found = "has an adapter, for which stock models have no place"
         raise refusal(source.layout.path, f"{found}; allowed: a model whose adapter is folded")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as room:
-        place = Path(room) / target.name
+    size = sum(t.nbytes for part in source.parts.values() for t in part.tensors.values())
+    size += sum(t.nbytes for t in source.left.values())
+    room.check(target.parent, size, "what is to be written", "target")
+    stage = aside.make_stage(target.parent)
+    try:
+        place = stage / target.name
         with checkpoints.quiet():
             write(place)
             written = _verified(source, place, target)
+        aside.flush_all(stage)
         if target.is_dir():
             target.rmdir()
-        for made in Path(room).iterdir():
+        for made in sorted(stage.iterdir(), key=lambda made: made == place):  # what goes with it first
             if not (beside := target.with_name(made.name)).exists():
                 made.rename(beside)
+        aside.flush(target.parent)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
     return written
 
 

@@ -1,12 +1,11 @@
 """Room on the disk, asked for before a run starts and before each checkpoint."""
 
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from training.samples import shorten
+from altdiffusion import room
 
 
 def size_of(tensors: Iterable[Tensor]) -> int:
@@ -23,25 +22,14 @@ def check(folder: Path, size: int, keep: int, model: int) -> None:
     """Refuses to start where the checkpoints that are kept, one being written and the model do not fit."""
     there = len(list(folder.glob("checkpoint-*")))
     missing = max(1, keep + 1 - there)
-    needed, free = missing * size + model, shutil.disk_usage(folder).free
-    if needed > free:
-        raise ValueError(
-            f"output_dir: {shorten(str(folder))} needs {readable(needed)} ({missing} checkpoints of "
-            f"{readable(size)}, and the model), free are {readable(free)}; allowed: a folder with more room"
-        )
+    what = f"a run ({missing} checkpoints of {room.readable(size)}, and the model)"
+    room.check(folder, missing * size + model, what, "output_dir")
 
 
 def shortage(folder: Path, size: int) -> str | None:
     """What is missing for one more checkpoint, or None."""
-    return needed_and_free(folder, size) if size > shutil.disk_usage(folder).free else None
+    return needed_and_free(folder, size) if size > room.free(folder) else None
 
 
 def needed_and_free(folder: Path, size: int) -> str:
-    return f"needed {readable(size)}, free {readable(shutil.disk_usage(folder).free)}"
-
-
-def readable(size: int) -> str:
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
-            return f"{size / scale:.1f} {unit}"
-    return f"{size} bytes"
+    return f"needed {room.readable(size)}, free {room.readable(room.free(folder))}"

@@ -7,9 +7,9 @@ from contextlib import nullcontext
 from typing import Any
 
 import yaml
-from safetensors import SafetensorError
 
 from altdiffusion.reading import one_line
+from altdiffusion.room import is_exhausted, is_full
 from training import export, optimizers, output_folder, trackers
 from training.config import as_tree
 from training.loop import Diverged
@@ -35,11 +35,23 @@ def run_stage(config: Any, train: Callable[[Any], None]) -> None:
     except (ValueError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
-    except Diverged as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(1) from None
-    except (OSError, SafetensorError) as error:
-        if "No space left on device" not in str(error):
+    except Exception as error:
+        if (said := told(error, config)) is None:
             raise
-        print(f"output_dir: {shorten(str(config.output_dir))} is full: {one_line(error)}", file=sys.stderr)
+        print(said, file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def told(error: Exception, config: Any) -> str | None:
+    """What ends a run without being a mistake of ours, in one line."""
+    if isinstance(error, Diverged):
+        return str(error)
+    if is_exhausted(error):
+        size, passes = config.run.batch_size, config.run.gradient_accumulation_steps
+        return (
+            f"run.batch_size: {size} in {passes} passes does not fit into the memory; lower it, or raise "
+            "run.gradient_accumulation_steps. The last checkpoint is untouched."
+        )
+    if is_full(error):
+        return f"output_dir: {shorten(str(config.output_dir))} is full: {one_line(error)}"
+    return None

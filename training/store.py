@@ -4,11 +4,7 @@ Several processes, and several runs at once, may write into one store: each writ
 them, whole or not at all. What is there stays, so only what is missing has to be made.
 """
 
-import contextlib
 import logging
-import os
-import shutil
-import time
 import uuid
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
@@ -18,14 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.checkpoints import sync
+from altdiffusion import aside, room
 from training.samples import shorten
 
 logger = logging.getLogger(__name__)
 #: A part is closed when it holds so many bytes: what a run that is cut has lost at most.
 PART_BYTES = 2**28
-#: Seconds after which what was written aside belongs to a run that died.
-ABANDONED = 24 * 3600
 
 
 class Store:
@@ -97,30 +91,12 @@ class Store:
 
     def add_part(self, items: list[tuple[str, Tensor]]) -> None:
         """A whole part or none, on the disk before it has its name."""
-        name = uuid.uuid4().hex
-        aside = self.folder / f".tmp-{name}"
-        aside.mkdir(parents=True)
-        try:
-            np.save(aside / "keys.npy", np.array([digest(name) for name, _ in items], "S32"))
-            np.save(aside / "shapes.npy", np.array([tensor.shape for _, tensor in items], np.int64))
-            with (aside / "values.bin").open("wb") as file:
+        with aside.folder(self.folder / f"part-{uuid.uuid4().hex}") as place:
+            np.save(place / "keys.npy", np.array([digest(name) for name, _ in items], "S32"))
+            np.save(place / "shapes.npy", np.array([tensor.shape for _, tensor in items], np.int64))
+            with (place / "values.bin").open("wb") as file:
                 for _, tensor in items:
                     file.write(tensor.flatten().view(torch.uint8).numpy().data)
-            for path in aside.iterdir():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-            aside.rename(self.folder / f"part-{name}")
-            sync(self.folder)
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
-
-    def sweep(self) -> None:
-        """Removes what runs that died have left aside."""
-        for aside in self.folder.glob(".tmp-*"):
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - aside.stat().st_mtime > ABANDONED:
-                    shutil.rmtree(aside, ignore_errors=True)
 
 
 def digest(name: str) -> bytes:
@@ -134,19 +110,6 @@ def share_of_names(names: Iterable[str], process: int, processes: int) -> Iterat
 
 def check_room(folder: Path, needed: int, what: str) -> None:
     """Says how much will be written; refuses it where the disk has no room."""
-    standing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(standing).free
-    logger.info("cache: %s take %s in %s, %s are free", what, in_bytes(needed), folder, in_bytes(free))
-    if needed > free:
-        raise ValueError(
-            f"cache: {what} take {in_bytes(needed)}, and {shorten(str(folder))} has {in_bytes(free)} free; "
-            "allowed: a folder with room"
-        )
-
-
-def in_bytes(size: float) -> str:
-    for unit in ("B", "KB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.3g} TB"
+    free = room.readable(room.free(folder))
+    logger.info("cache: %s take %s in %s, %s are free", what, room.readable(needed), folder, free)
+    room.check(folder, needed, what, "cache")
