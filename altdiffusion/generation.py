@@ -1,14 +1,12 @@
 """From a request to pictures: the one way there, for Python, the command line and the app.
 
 A diffusers pipeline gives wrong pictures, without an error, when two threads use it at once: its scheduler
-keeps the state of the loop, and fast tokenizers share their padding settings. So one lock is held per model,
-and each request runs on a shallow copy of the pipeline with a scheduler of its own.
+keeps the state of the loop, and fast tokenizers share their padding settings. So one lock is held per model
+(`prompting.lock_of`), and each request runs on a shallow copy of the pipeline with a scheduler of its own.
 """
 
 import copy
 import hashlib
-import threading
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -25,9 +23,11 @@ from torch import Tensor
 
 from altdiffusion import __version__, prompts
 from altdiffusion.images import open_image, pixels_digest, upright_rgb
-from altdiffusion.memory import fit_decoding
+from altdiffusion.memory import fit_decoding, let_go
 from altdiffusion.presets import PRESETS
+from altdiffusion.prompting import lock_of
 from altdiffusion.requests import MAX_SEED, BadRequest, GenerateRequest, Provenance, shorten
+from altdiffusion.room import is_exhausted
 from altdiffusion.schedulers import expected_picture, scheduler_like, scheduler_name
 from altdiffusion.shortcuts import shortened
 
@@ -37,8 +37,6 @@ else:  # checked here, where the message can say what to do
     Shown = Any
 
 _BATCH_PIXELS = 2**21  # of one call on an accelerator: eight pictures of 512 x 512
-_locks: "weakref.WeakKeyDictionary[Any, threading.Lock]" = weakref.WeakKeyDictionary()
-_locks_guard = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -168,10 +166,10 @@ def draw_together(
     drawn: list[list[Picture]] = [[] for _ in orders]
     made = [_provenance(pipeline, order) for order in orders]
     rows = [(number, i) for number, order in enumerate(orders) for i in range(order.request.count)]
-    with _lock(pipeline), torch.no_grad():
+    with lock_of(pipeline), torch.no_grad():
         runner = _runner(pipeline, orders[0])
-        most = batch_size or _batch_size(runner, first)
-        fit_decoding(runner.vae, *_size(first), min(most, len(rows)), runner.device)
+        most = min(batch_size or _batch_size(runner, first), len(rows))
+        fit_decoding(runner.vae, *_size(first), most, runner.device)
         embeds = [_conditioning(runner, order.request) for order in orders]
         lost = [runner.left_out(order.request.texts, bool(order.request.weighting)) for order in orders]
         batches = [tuple(rows[at : at + most]) for at in range(0, len(rows), most)]
@@ -222,12 +220,6 @@ def _check_texts(pipeline: Any, request: GenerateRequest) -> None:
                 prompts.parse(text)
             except ValueError as error:
                 raise BadRequest(str(error).replace("prompt", name, 1)) from None
-
-
-def _lock(pipeline: Any) -> threading.Lock:
-    """One for all pipelines that share a text encoder, as text-to-image and image-to-image do."""
-    with _locks_guard:
-        return _locks.setdefault(pipeline.text_encoder, threading.Lock())
 
 
 def _runner(pipeline: Any, order: Order) -> Any:
@@ -336,13 +328,17 @@ def _draw(
                 **watching,
                 **arguments,
             )
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
-            size = f"{request.width}x{request.height}"
-            raise BadRequest(
-                f"size: {size} does not fit into the memory of {runner.device}; lower size"
-            ) from error
-        raise
+    except (RuntimeError, MemoryError) as error:
+        if not is_exhausted(error):
+            raise
+        output = None  # leaving this block drops the error, whose traceback holds the tensors
+    if output is None:
+        let_go(runner.device)
+        size, several = f"{request.width}x{request.height}", len(seeds) > 1
+        raise BadRequest(
+            f"size: {size}{f', {len(seeds)} pictures at once,' if several else ''} does not fit into the "
+            f"memory of {runner.device}; lower size{', count or batch' if several else ''}"
+        )
     return output.images, [bool(flag) for flag in output.nsfw_content_detected or [False] * len(seeds)]
 
 

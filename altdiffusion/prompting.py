@@ -1,6 +1,8 @@
 """What our pipelines do with prompts before the stock pipelines draw: the one part of them that is ours."""
 
+import threading
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,19 @@ from altdiffusion.conditioning import MAX_LENGTH, as_texts, dropped, encode_prom
 from altdiffusion.requests import shorten
 
 _Stock = StableDiffusionPipeline if TYPE_CHECKING else object
+_locks: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKeyDictionary()
+_locks_guard = threading.Lock()
+
+
+def lock_of(pipeline: Any) -> threading.RLock:
+    """To be held from the prompt to the picture, by one thread at a time: that of the text encoder, which
+    text-to-image and image-to-image share.
+
+    Schedulers keep the state of the loop and fast tokenizers their padding: two threads that draw with one
+    pipeline get wrong pictures, without an error.
+    """
+    with _locks_guard:
+        return _locks.setdefault(pipeline.text_encoder or pipeline.unet, threading.RLock())
 
 
 class Prompting(_Stock):
