@@ -90,13 +90,18 @@ class EmbeddedEngine:
             raise BadRequest(f"index: {name} cannot be written ({shorten(str(error))})") from None
 
     def _config(self, signs: bool) -> Any:
-        """`m=0`: no graph, which takes minutes to build from 100,000 on and finds less than signs do."""
         edge = self._edge
         vectors = edge.EdgeVectorParams(size=self._dim, distance=edge.Distance.Dot, memory=edge.Memory.Cold)
+        graph = edge.HnswIndexConfig(
+            m=engines.LINKS if signs else 0,
+            ef_construct=engines.CANDIDATES,
+            full_scan_threshold=engines.SCANNED_KB,
+        )
         return edge.EdgeConfig(
             vectors=vectors,
-            hnsw_config=edge.HnswIndexConfig(m=0, ef_construct=4, full_scan_threshold=10),
+            hnsw_config=graph,
             quantization_config=self._quantization() if signs else None,
+            optimizers=edge.EdgeOptimizersConfig(indexing_threshold=engines.SCANNED_KB),
             max_search_threads=self._threads,
         )
 

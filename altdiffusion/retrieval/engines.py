@@ -13,12 +13,17 @@ import numpy as np
 from altdiffusion.retrieval.pictures import Picture
 from altdiffusion.retrieval.where import Where
 
-#: Up to here every vector is compared with the query; beyond, signs choose whom to compare.
+#: Up to here every vector is compared with the query; beyond, a graph over signs chooses whom to compare.
 EXACT_UP_TO = 100_000
 #: Signs have one bit a number; those of shorter vectors two, which tells as much as a vector twice as long.
 TWO_BITS_BELOW = 512
-#: How many of the best by signs have their whole vectors compared.
+#: How many of the best by signs have their whole vectors compared; as many the search of the graph holds.
 COMPARED = 4000
+#: Of the graph that leads to them (HNSW): links of a vector, and candidates for them as it is built. Texts lie
+#: apart from all pictures, so a search needs many candidates, and better links gain little.
+LINKS, CANDIDATES = 24, 100
+#: So many kilobytes of vectors, all or what a filter leaves of them, are compared by signs without a graph.
+SCANNED_KB = 20_000
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Engine(Protocol):
     """Pictures by their `id`, each with one vector. What `store` and `delete` were given is safe then."""
 
     signs: bool
-    """Whether searches begin with signs."""
+    """Whether searches begin with signs and their graph."""
 
     def store(self, pictures: Sequence[Picture], vectors: np.ndarray) -> None: ...
 
@@ -63,7 +68,7 @@ def how(models: Any, limit: int, signs: bool) -> Any:
         return models.SearchParams(exact=True, quantization=quantization)
     oversampling = max(COMPARED / limit, 10.0)
     quantization = models.QuantizationSearchParams(rescore=True, oversampling=oversampling)
-    return models.SearchParams(exact=False, quantization=quantization)
+    return models.SearchParams(hnsw_ef=max(COMPARED, 10 * limit), exact=False, quantization=quantization)
 
 
 def conditions(models: Any, range_: Any, where: Where) -> Any | None:

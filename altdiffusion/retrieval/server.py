@@ -89,7 +89,16 @@ class ServerEngine:
             signs = self._models.BinaryQuantization(
                 binary=self._models.BinaryQuantizationConfig(encoding=encoding, always_ram=True)
             )
-            self._ask(lambda: self._client.update_collection(self._collection, quantization_config=signs))
+            graph = self._models.HnswConfigDiff(
+                m=engines.LINKS,
+                ef_construct=engines.CANDIDATES,
+                full_scan_threshold=engines.SCANNED_KB,
+            )
+            self._ask(
+                lambda: self._client.update_collection(
+                    self._collection, quantization_config=signs, hnsw_config=graph
+                )
+            )
             self.signs = True
 
     def close(self) -> None:
@@ -99,7 +108,7 @@ class ServerEngine:
         return self._ask(lambda: self._client.count(self._collection, exact=True)).count
 
     def _create(self, dim: int) -> None:
-        """`m=0` as in the embedded engine: the same search, the same recall. Filters get their indexes."""
+        """`m=0`: no graph before `settle` asks for one, as in the embedded engine. Filters get their indexes."""
         models = self._models
         self._client.create_collection(
             self._collection,

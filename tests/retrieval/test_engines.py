@@ -229,6 +229,42 @@ def test_the_frame_matters_to_signs_of_one_bit(sets, tmp_path, monkeypatch):
     assert recalls[2] > max(recalls[:2]) + 0.05
 
 
+@pytest.fixture(scope="module")
+def linked(sets, tmp_path_factory):
+    """As `searched`, with a graph, which so few vectors have only if the engine is told."""
+    images, texts, _ = sets
+    frame = Frame(images[:128].mean(axis=0), texts.mean(axis=0))
+    folder = tmp_path_factory.mktemp("graph") / "vectors"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engines, "SCANNED_KB", 1000)
+        engine = signed(folder, frame.picture(images))
+        yield engine, frame
+        engine.close()
+    assert list(folder.rglob("graph*.bin")), "no graph was built"
+
+
+def test_the_graph_leads_to_the_true_neighbours(sets, linked, monkeypatch):
+    engine, frame = linked
+    monkeypatch.setattr(engines, "COMPARED", COUNT // 20)
+    search = lambda text: paths(engine.search(frame.query([Part(text, text)]).vector, 10, ANYWHERE))  # noqa: E731
+    assert recall(sets, search) >= 0.99
+
+
+@pytest.mark.parametrize("largest", [COUNT * 500, COUNT * 20])
+def test_the_graph_finds_the_neighbours_that_a_filter_leaves(sets, linked, largest):
+    """Half of the pictures, and a fiftieth of them."""
+    engine, frame = linked
+    images, texts, _ = sets
+    kept = np.array([n for n in range(COUNT) if picture(str(n), n).bytes <= largest])
+    assert 100 < len(kept) < COUNT
+    hits = 0
+    for text in texts:
+        best = set(kept[np.argsort(-(images[kept] @ text))[:10]].tolist())
+        query = frame.query([Part(text, text)]).vector
+        hits += len({int(path) for path in paths(engine.search(query, 10, Where(largest=largest)))} & best)
+    assert hits >= 0.99 * 10 * len(texts)
+
+
 def test_a_filter_holds_in_both_stages(sets, searched):
     engine, frame = searched
     query = frame.query([Part(sets[1][0], sets[1][0])])
