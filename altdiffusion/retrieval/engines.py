@@ -19,8 +19,8 @@ EXACT_UP_TO = 100_000
 TWO_BITS_BELOW = 512
 #: How many of the best by signs have their whole vectors compared; as many the search of the graph holds.
 COMPARED = 4000
-#: Of the graph that leads to them (HNSW): links of a vector, and candidates for them as it is built. Texts lie
-#: apart from all pictures, so a search needs many candidates, and better links gain little.
+#: Of the graph that leads to them (HNSW): links of a vector, and candidates for them as it is built. Texts
+#: lie apart from all pictures, so a search needs many candidates, and better links gain little.
 LINKS, CANDIDATES = 24, 100
 #: So many kilobytes of vectors, all or what a filter leaves of them, are compared by signs without a graph.
 SCANNED_KB = 20_000

@@ -108,7 +108,7 @@ class ServerEngine:
         return self._ask(lambda: self._client.count(self._collection, exact=True)).count
 
     def _create(self, dim: int) -> None:
-        """`m=0`: no graph before `settle` asks for one, as in the embedded engine. Filters get their indexes."""
+        """`m=0`: no graph before `settle` asks for one, as embedded. Filters get their indexes."""
         models = self._models
         self._client.create_collection(
             self._collection,
