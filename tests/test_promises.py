@@ -101,7 +101,8 @@ def test_a_callback_sees_every_step_and_may_change_what_comes_next(shared_pipeli
     watched = draw(shared_pipeline, callback_on_step_end=watch, callback_on_step_end_tensor_inputs=names)
     assert [step for step, _, _ in seen] == [0, 1, 2]
     assert seen[0][1] > seen[1][1] > seen[2][1]
-    assert seen[0][2]["prompt_embeds"] == (2, 77, 32)
+    width = shared_pipeline.unet.config.cross_attention_dim
+    assert seen[0][2]["prompt_embeds"] == (2, 77, width)
     assert seen[0][2]["latents"] == (1, 4, 16, 16)
     assert np.array_equal(watched, draw(shared_pipeline))
     wiped = draw(shared_pipeline, callback_on_step_end=lambda *_: {"latents": torch.zeros(1, 4, 16, 16)})

@@ -7,6 +7,9 @@ from collections import namedtuple
 
 import pytest
 
+from altdiffusion import bundled
+from altdiffusion.room import is_full
+from tests.reliability.saved.trying import tried
 from tests.training import toy
 from training.checkpoints import damaged, latest_checkpoint
 from training.stage import run_stage
@@ -14,13 +17,13 @@ from training.stage import run_stage
 Usage = namedtuple("Usage", "total used free")
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A folder that holds 2 MB."""
+@pytest.fixture(params=[2])
+def small_disk(request, tmp_path):
+    """A folder that holds so many MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True
+        ["mount", "-t", "tmpfs", "-o", f"size={request.param}m", "tmpfs", folder], capture_output=True
     )
     if not mounted or mounted.returncode:
         pytest.skip("needs the right to mount a tmpfs")
@@ -34,7 +37,8 @@ def test_a_run_that_will_not_fit_is_refused_before_its_first_step(small_disk, ca
         run_stage(config, toy.train)
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and said.count("\n") == 1
-    assert "needs 2.3 MB (3 checkpoints of 643.2 kB, and the model), free are 2.1 MB; allowed: " in said
+    what = "a run (3 checkpoints of 643.2 kB, and the model) takes about 2.3 MB"
+    assert f"has 2.1 MB free, and {what}; allowed a folder with more room" in said
     assert said.startswith("output_dir: ") and not list((small_disk / "run").glob("checkpoint-*"))
 
 
@@ -66,6 +70,59 @@ def test_a_disk_that_fills_up_costs_checkpoints_but_never_the_last_one(small_dis
     assert written.endswith("the newest is of step 2") and "needed 1 bytes, free " in written
     assert latest_checkpoint(small_disk / "run")[1] == 7
     assert not list((small_disk / "run").glob(".tmp*"))
+
+
+def pages_left(disk, pages: int) -> None:
+    """Leaves room for so many pages of 4 kB."""
+    (disk / "rest").unlink(missing_ok=True)
+    fill(disk, 4096 * pages)
+    assert shutil.disk_usage(disk).free == 4096 * pages
+
+
+def test_a_disk_that_ends_at_any_page_of_a_checkpoint_costs_that_checkpoint_alone(small_disk, tally):
+    """Every write that a checkpoint makes is the first one to fail, in turn; with room it is written."""
+    count, told, folder = tally("D3 disk full at any page"), [], small_disk / "run"
+
+    def each(run, loss):
+        """Between steps, of which each is saved: the next save has a page more."""
+        step = run.progress.step
+        run.size = 1  # what is asked for beforehand does not see it coming
+        if step > 1:
+            with tried(count, f"{step - 2} pages", "refused" if run.saved == 1 else "right"):
+                assert latest_checkpoint(folder)[1] == run.saved and run.saved in (1, step)
+                assert not list(folder.glob(".tmp*"))
+            told.append(run.saved)
+            if run.saved != 1:
+                raise KeyboardInterrupt
+        if step:
+            pages_left(small_disk, step - 1)
+        return loss
+
+    with pytest.raises(KeyboardInterrupt):
+        toy.train(toy.config(folder, 100, "--run.checkpointing-steps 1 --run.ema-decay 0.9"), each)
+    assert set(told[:-1]) == {1} and len(told) > 9
+    count.check(10)
+
+
+@pytest.mark.parametrize("small_disk", [8], indirect=True)
+def test_an_export_that_finds_no_room_leaves_nothing(small_disk, shared_pipeline, tally):
+    """Pages are left for a part of the model, up to all of it, in steps of an uneven size."""
+    count = tally("D3 disk full during an export")
+    shared_pipeline.save_pretrained(small_disk / "first")
+    size = shutil.disk_usage(small_disk).used
+    shutil.rmtree(small_disk / "first")
+    for pages in range(1, size // 4096, 37):
+        pages_left(small_disk, pages)
+        with tried(count, f"{pages} pages", "refused"):
+            with pytest.raises(Exception, match="No space left on device") as caught:  # whosever it is
+                shared_pipeline.save_pretrained(small_disk / "model")
+            assert is_full(caught.value)
+            assert [path.name for path in small_disk.iterdir()] == ["rest"]
+    pages_left(small_disk, size // 4096 + 8)
+    with tried(count, "all of it"):
+        shared_pipeline.save_pretrained(small_disk / "model")
+        bundled.verify(small_disk / "model")
+    count.check(10)
 
 
 LIMITED = """
@@ -101,5 +158,5 @@ def test_what_is_kept_already_needs_no_room_again(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: Usage(1, 0, 3 * size))
     run = toy.train(toy.config(tmp_path, 6))
     assert run.size == size and latest_checkpoint(tmp_path)[1] == 6
-    with pytest.raises(ValueError, match=r"^output_dir: .* needs "):
+    with pytest.raises(ValueError, match=r"^output_dir: .* takes about "):
         toy.train(toy.config(tmp_path / "new", 1))

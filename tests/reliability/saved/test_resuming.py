@@ -1,11 +1,13 @@
 """A run that was cut, wherever it was, goes on as if it had not been: losses, weights, average, optimizer."""
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from datasets import config as datasets_config
 
+from tests.reliability.saved.trying import tried
 from tests.training.stages import Stage, differences, make, state
 from training.loop import Run
 
@@ -13,6 +15,9 @@ from training.loop import Run
 STEPS = 6
 #: The first step, in an epoch's middle, its boundary, one past it, and the last one.
 CUTS = (1, 2, 3, 4, STEPS)
+#: Of a machine of one core, which the two workers are too many for.
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+CASE = "D5 resume bit for bit"
 NAMES = ("autoencoder", "contrast", "distill", "kv", "unet", "lora", "adapter")
 
 
@@ -72,10 +77,13 @@ def cut_and_go_on(stage: Stage, folder: Path, cut: int, passes: int, workers: in
         ("adapter", 2, 1, 0),
     ],
 )
-def test_a_cut_run_goes_on_bit_for_bit(stages, whole, tmp_path, name, cut, passes, workers):
-    cut_and_go_on(stages[name], tmp_path, cut, passes, workers)
-    assert differences(state(whole(name, passes), STEPS), state(tmp_path, STEPS)) == []
-    assert (tmp_path / "model").is_dir()
+def test_a_cut_run_goes_on_bit_for_bit(stages, whole, tmp_path, tally, name, cut, passes, workers):
+    count = tally(CASE)
+    with tried(count, f"{name} cut at {cut}"):
+        cut_and_go_on(stages[name], tmp_path, cut, passes, workers)
+        assert differences(state(whole(name, passes), STEPS), state(tmp_path, STEPS)) == []
+        assert (tmp_path / "model").is_dir()
+    count.check(1)
 
 
 @pytest.mark.slow
@@ -83,16 +91,35 @@ def test_a_cut_run_goes_on_bit_for_bit(stages, whole, tmp_path, name, cut, passe
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("passes", [1, 4])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_stage_cut_anywhere_goes_on_bit_for_bit(stages, whole, tmp_path, name, passes, workers):
+def test_every_stage_cut_anywhere_goes_on_bit_for_bit(stages, whole, tmp_path, tally, name, passes, workers):
+    count = tally(CASE)
     for cut in CUTS:
         folder = tmp_path / str(cut)
-        cut_and_go_on(stages[name], folder, cut, passes, workers)
-        assert differences(state(whole(name, passes), STEPS), state(folder, STEPS)) == [], cut
+        with tried(count, f"{name} cut at {cut}, {passes} passes, {workers} workers"):
+            cut_and_go_on(stages[name], folder, cut, passes, workers)
+            assert differences(state(whole(name, passes), STEPS), state(folder, STEPS)) == []
+    count.check(len(CUTS))
 
 
-def test_a_step_that_was_cut_between_its_passes_begins_again(stages, whole, tmp_path):
-    cut_and_go_on(stages["unet"], tmp_path, 2, 4, 0, in_pass=3)
-    assert differences(state(whole("unet", 4), STEPS), state(tmp_path, STEPS)) == []
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("name", ["contrast", "distill", "unet"])
+def test_a_run_in_bfloat16_goes_on_bit_for_bit(stages, tmp_path, tally, name, cut):
+    count, half = tally(CASE), "--run.mixed-precision bf16"
+    stage = replace(stages[name], flags=f"{stages[name].flags} {half}")
+    with tried(count, f"{name} in bfloat16 cut at {cut}"):
+        stage.train(stage.parsed(tmp_path / "whole", STEPS))
+        cut_and_go_on(stage, tmp_path / "cut", cut, 1, 0)
+        assert differences(state(tmp_path / "whole", STEPS), state(tmp_path / "cut", STEPS)) == []
+    count.check(1)
+
+
+def test_a_step_that_was_cut_between_its_passes_begins_again(stages, whole, tmp_path, tally):
+    count = tally(CASE)
+    with tried(count, "unet cut in a step"):
+        cut_and_go_on(stages["unet"], tmp_path, 2, 4, 0, in_pass=3)
+        assert differences(state(whole("unet", 4), STEPS), state(tmp_path, STEPS)) == []
+    count.check(1)
 
 
 def test_a_difference_of_one_bit_would_be_found(stages, whole):
