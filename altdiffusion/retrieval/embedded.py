@@ -1,14 +1,15 @@
 """The engine inside this process: Qdrant Edge, in a folder that one process may use at a time."""
 
-import shutil
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from altdiffusion import aside
 from altdiffusion.requests import BadRequest, shorten
-from altdiffusion.retrieval import engines
+from altdiffusion.retrieval import engines, seal
 from altdiffusion.retrieval.engines import Found
 from altdiffusion.retrieval.pictures import Picture
 from altdiffusion.retrieval.where import Where
@@ -24,8 +25,11 @@ class EmbeddedEngine:
         self.signs = signs
         self._folder, self._dim, self._threads = folder, dim, threads
         self._edge = _edge()
+        self._changed = False
         if not folder.exists():
+            seal.remove(folder)
             self._create()
+        seal.check(folder)
         self._shard = self._load(signs)
 
     def store(self, pictures: Sequence[Picture], vectors: np.ndarray) -> None:
@@ -45,13 +49,15 @@ class EmbeddedEngine:
         offset = None
         while True:
             request = self._edge.ScrollRequest(offset=offset, limit=_PAGE, with_payload=True)
-            records, offset = self._shard.scroll(request)
+            with self._told("read"):
+                records, offset = self._shard.scroll(request)
             yield from (Picture.from_payload(record.payload) for record in records)
             if offset is None:
                 return
 
     def vectors(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
-        records = self._shard.retrieve(list(ids), with_payload=False, with_vector=True)
+        with self._told("read"):
+            records = self._shard.retrieve(list(ids), with_payload=False, with_vector=True)
         return {str(record.id): np.asarray(record.vector, np.float32) for record in records}
 
     def search(self, query: np.ndarray, limit: int, where: Where) -> list[Found]:
@@ -63,31 +69,61 @@ class EmbeddedEngine:
             with_payload=True,
             with_vector=True,
         )
+        with self._told("read"):
+            points = self._shard.query(request)
         return [
             Found(Picture.from_payload(point.payload), point.score, np.asarray(point.vector, np.float32))
-            for point in self._shard.query(request)
+            for point in points
         ]
 
     def settle(self) -> None:
         if len(self) > engines.EXACT_UP_TO and not self.signs:
+            self._unseal()
             self._shard.close()
             self._shard = self._load(signs=True)
             self.signs = True
         self._write(self._shard.optimize)
         self._write(self._shard.flush)
 
+    def check(self) -> None:
+        """Reads all files, to find any that is damaged."""
+        if not self._changed:
+            seal.check(self._folder, whole=True)
+
     def close(self) -> None:
         self._shard.close()
+        if self._changed:
+            self._load(self.signs).close()  # which puts in order what its last changes left
+            seal.write(self._folder)
+            self._changed = False
 
     def __len__(self) -> int:
         return self._shard.count(self._edge.CountRequest(exact=True))
 
     def _write(self, change: Callable[[], Any]) -> None:
-        try:
+        self._unseal()
+        with self._told("written"):
             change()
-        except Exception as error:  # the engine raises nothing more particular
-            name = shorten(str(self._folder.parent))
-            raise BadRequest(f"index: {name} cannot be written ({shorten(str(error))})") from None
+
+    def _unseal(self) -> None:
+        if not self._changed:
+            self._changed = True
+            seal.remove(self._folder)
+
+    @contextlib.contextmanager
+    def _told(self, done: str) -> Iterator[None]:
+        """The engine raises nothing more particular, and a panic of its is not even an Exception."""
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+                raise
+            name, why = shorten(str(self._folder.parent)), shorten(str(error))
+            if "WouldBlock" in str(error):
+                raise BadRequest(
+                    f"index: {name} is in use by another process; allowed one at a time, or a server (--url)"
+                ) from None
+            raise BadRequest(f"index: {name} cannot be {done} ({why})") from None
 
     def _config(self, signs: bool) -> Any:
         edge = self._edge
@@ -112,22 +148,12 @@ class EmbeddedEngine:
 
     def _create(self) -> None:
         """Made aside and renamed: a process killed here leaves nothing that looks like an index."""
-        aside = self._folder.with_name(self._folder.name + ".tmp")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        self._edge.EdgeShard.create(str(aside), self._config(signs=False)).close()
-        aside.rename(self._folder)
+        with aside.folder(self._folder) as place:
+            self._edge.EdgeShard.create(str(place), self._config(signs=False)).close()
 
     def _load(self, signs: bool) -> Any:
-        try:
+        with self._told("opened"):
             return self._edge.EdgeShard.load(str(self._folder), self._config(signs))
-        except Exception as error:  # as in `_write`
-            name = shorten(str(self._folder.parent))
-            if "WouldBlock" in str(error):
-                raise BadRequest(
-                    f"index: {name} is in use by another process; allowed one at a time, or a server (--url)"
-                ) from None
-            raise BadRequest(f"index: {name} cannot be opened ({shorten(str(error))})") from None
 
 
 def _edge() -> Any:

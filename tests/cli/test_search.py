@@ -73,6 +73,7 @@ def test_an_unfinished_index_can_be_searched_and_says_so(
     run("index", "pictures", "-o", "index", "--model", str(shared_folder))
     file = tmp_path / "index/index.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"complete": False}))
+    (tmp_path / "index/vectors.json").unlink()
     code, out, err = run("search", "index", "x", "-k", "1")
     assert (code, len(out.splitlines())) == (0, 1)
     assert err == "warning: index: 'index' is unfinished; `altdiffusion update` goes on with it\n"
