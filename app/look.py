@@ -25,6 +25,7 @@ html[dir=rtl] label.float > span { margin-inline: 0 var(--size-2); }
 html[dir=rtl] .icon-button-wrapper.top-panel { right: auto; left: var(--block-label-margin); }
 html[dir=rtl] .icon-wrap { right: auto; left: var(--size-4); }
 html[dir=rtl] .secondary-wrap input { padding-inline-end: 2rem; }
+html[dir=rtl] label > input[type=checkbox] + span { margin-inline: var(--size-2) 0; }
 /* gradio heads every refusal "Error", in English; the sign beside it says so too. */
 .toast-title.error { font-size: 0; }
 #ad-head { align-items: center; flex-wrap: nowrap; }
@@ -62,6 +63,8 @@ html[dir=rtl] .secondary-wrap input { padding-inline-end: 2rem; }
   #ad-head { flex-wrap: wrap; }
   #ad-results .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   .ad-told { grid-template-columns: 1fr; }
+  /* The link before it is hidden on telephones. */
+  footer .divider { display: none; }
 }
 """
 
