@@ -18,8 +18,8 @@ _KNOWN = 4000  # sessions and events, the latest; twice as many as gradio keeps 
 class Audience:
     """Knows until when each event may go on without being heard. All in one thread, the server's loop."""
 
-    #: Seconds in which the page asks for its news, many times over.
-    soon = 5.0
+    #: Seconds in which the page asks for its news, many times over; where a hundred come at once it took 5.
+    soon = 15.0
     #: Seconds for a person who types the second of two commands; what is drawn by then can still be fetched.
     later = 30.0
 

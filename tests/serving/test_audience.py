@@ -26,10 +26,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_a_page_s_event_waits_shortly_and_a_program_s_longer(clock: Clock):
     audience = Audience()
     assert audience.waits_for("e1", "page") and audience.waits_for("e2", "e2")
-    clock.now += 6
+    clock.now += 16
     assert not audience.waits_for("e1", "page")
     assert audience.waits_for("e2", "e2")
-    clock.now += 25
+    clock.now += 15
     assert not audience.waits_for("e2", "e2")
 
 
@@ -54,7 +54,7 @@ def test_nobody_is_given_up_who_stands_at_the_door_of_a_busy_server(clock: Clock
     async def arrive_after(rounds: int) -> bool:
         waited = audience.still_waits_for("e1", "page")
         assert await waited
-        clock.now += 6
+        clock.now += 16
 
         async def listen() -> None:
             for _ in range(rounds):
