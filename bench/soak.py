@@ -31,7 +31,7 @@ import psutil
 from bench.report import RESULTS, replace_part
 from bench.soak_report import ENDINGS, plot, report, table
 from bench.visits import Ended, Visits
-from tests.app.attacking import SECRET, Running, running
+from tests.reliability.served.attacking import SECRET, Running, running
 
 PLOT = RESULTS.parent / "images" / "soak.png"
 ROOT = RESULTS.parent.parent

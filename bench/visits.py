@@ -24,8 +24,16 @@ from PIL import Image
 
 from altdiffusion import read_provenance
 from app.i18n import EXAMPLES
-from tests.app.attack_cases import CLASSIFYING, FIELDS, NONSENSE, OTHERS, PAYLOADS, PICTURES, payload
-from tests.app.attacking import Running, asking, drawing, picture
+from tests.reliability.served.attacking import Running, asking, drawing, picture
+from tests.reliability.served.attacks import (
+    CLASSIFYING,
+    FIELDS,
+    NONSENSE,
+    OTHERS,
+    PAYLOADS,
+    PICTURES,
+    payload,
+)
 
 #: How a visit ended, as in bench/soak_report.py, and what of it was wrong.
 Ended = tuple[str, str]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.i18n import texts
-from tests.app.attacking import running
+from tests.reliability.served.attacking import running
 
 pytest.importorskip("gradio", reason="needs the extra app: pip install 'altdiffusion[app]'")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: make test installs it")

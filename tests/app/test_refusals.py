@@ -22,7 +22,7 @@ from altdiffusion.requests import GenerateRequest, parse_size, prompts_by_langua
 from altdiffusion.retrieval.asking import Asked, check_search
 from app import i18n
 from app.i18n import say, texts, translate
-from tests.app.attacking import claiming
+from tests.reliability.served.attacking import claiming
 
 OTHERS = [tag for tag in LANGUAGES if tag != "en"]
 

@@ -41,12 +41,13 @@ class Tally:
 def tally(request: pytest.FixtureRequest):
     """`tally("A1 generate")` is the count of that case, which lands in the table of the run."""
 
-    def start(case: str) -> Tally:
-        new = Tally(case)
-        request.node.user_properties.append((_MARK, (case, new.counts)))
-        return new
+    return lambda case: kept(Tally(case), request.node)
 
-    return start
+
+def kept(tally: Tally, test: pytest.Item) -> Tally:
+    """A tally whose counts go with the test into the table."""
+    test.user_properties.append((_MARK, (tally.case, tally.counts)))
+    return tally
 
 
 @pytest.fixture
@@ -56,10 +57,10 @@ def amount(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
     return lambda few, all_: all_ if soak else few
 
 
-def table(kept: Iterable[list[tuple[str, Any]]]) -> list[str]:
+def table(found: Iterable[list[tuple[str, Any]]]) -> list[str]:
     """Of what the tests kept: a line for each case, with its heading; none where nothing was tallied."""
     sums: dict[str, Counter[str]] = defaultdict(Counter)
-    for properties in kept:
+    for properties in found:
         for name, value in properties:
             if name == _MARK:
                 case, counts = value
@@ -75,12 +76,12 @@ def table(kept: Iterable[list[tuple[str, Any]]]) -> list[str]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    kept = [
+    found = [
         report.user_properties
         for reports in terminalreporter.stats.values()
         for report in reports
         if isinstance(report, pytest.TestReport) and report.when == "call"
     ]
-    if lines := table(kept):
+    if lines := table(found):
         terminalreporter.section("reliability")
         terminalreporter.write_line("\n".join(lines))

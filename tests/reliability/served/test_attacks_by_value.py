@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from tests.app.attack_cases import CLASSIFYING, FIELDS, OTHERS, PAYLOADS, PICTURES, payload
-from tests.app.attacking import Running, asking, drawing, nothing_read, picture
+from tests.reliability.served.attacking import Running, asking, drawing, nothing_read, picture
+from tests.reliability.served.attacks import CLASSIFYING, FIELDS, OTHERS, PAYLOADS, PICTURES, payload
 
 pytest.importorskip("gradio", reason="needs the extra app: pip install 'altdiffusion[app]'")
+pytestmark = pytest.mark.attempt("C1 HTTP attacks", "refused")
 
 ENDPOINTS = ["generate", "search", "classify", "read"]
 
@@ -33,6 +34,7 @@ def test_harmful_pictures_are_refused_by_name(app: Running, endpoint: str, name:
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.attempt("C1 HTTP attacks", "right")
 def test_a_good_picture_goes_through(app: Running):
     """Else all that is refused above would prove nothing."""
     for endpoint in ("generate", "search", "classify"):

@@ -25,7 +25,7 @@ from PIL import Image
 from altdiffusion.images import save_png
 from altdiffusion.requests import Provenance
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SECRET = "the-secret-of-this-machine"
 
 
@@ -41,6 +41,8 @@ class Answer:
         if self.headers.get("content-type") != "application/json":
             return self.body.decode()
         found = json.loads(self.body)
+        if not isinstance(found, dict):
+            return ""
         return str(found.get("detail") or found.get("error") or "")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from tests.app.attacking import Running, claiming, picture
+from tests.reliability.served.attacking import Running, claiming, picture
 
 #: Addresses that lead to no file and to no other server; the words in capitals are put in by who asks.
 GET = [

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from tests.app.attack_cases import GET, NAMES, NONSENSE
-from tests.app.attacking import ROOT, SECRET, Running, drawing, nothing_read, picture, running
+from tests.reliability.served.attacking import ROOT, SECRET, Running, drawing, nothing_read, picture, running
+from tests.reliability.served.attacks import GET, NAMES, NONSENSE
 
 pytest.importorskip("gradio", reason="needs the extra app: pip install 'altdiffusion[app]'")
+pytestmark = pytest.mark.attempt("C1 HTTP attacks", "refused")
 
 MB = 2**20
 
@@ -176,6 +177,7 @@ def test_there_is_no_way_around_the_queue(app: Running, target: str):
         ("/gradio_api/stream/a", {"a": 1}),
         ("/gradio_api/process_recording", {"a": 1}),
         ("/gradio_api/call/nothing", {"data": []}),
+        ("/gradio_api/call/v2/nothing", {}),
         ("/gradio_api/run-history/connect", {"a": 1}),
         ("/login", {"username": "a", "password": "b"}),
     ],
@@ -222,6 +224,7 @@ def test_another_site_leaves_no_files(app: Running, origin: str):
     assert len(list(app.secret.parent.rglob("*"))) == before
 
 
+@pytest.mark.attempt("C1 HTTP attacks", "right")
 @pytest.mark.parametrize(
     "target", ["/", "/config", "/nowhere", "/gradio_api/file=/etc/passwd", "/healthz", "/metrics"]
 )
