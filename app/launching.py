@@ -79,6 +79,7 @@ def launch(service: Any, options: Options) -> Any:
         app_kwargs={
             "middleware": _middleware(options, auth, demo.audience),
             "routes": _routes(service, auth),
+            "exception_handlers": _handlers(),
         },
         i18n=translations(),
         theme=look.theme(),
@@ -151,6 +152,22 @@ def _is_known(auth: tuple[str, str], scope: dict[str, Any]) -> bool:
     basic = "Basic " + base64.b64encode(":".join(auth).encode()).decode()
     given = request.headers.get("authorization", "")
     return any(one in app.tokens for one in cookies) or secrets.compare_digest(given.encode(), basic.encode())
+
+
+def _handlers() -> dict[Any, Any]:
+    """FastAPI would send back what does not fit, which fails where that holds NaN or half a character."""
+    from fastapi.exceptions import RequestValidationError
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse, Response
+
+    def misfit(request: Request, error: RequestValidationError) -> Response:
+        found = error.errors()[0]
+        _, name, *_rest = (*found["loc"], "", "")
+        name = name if isinstance(name, str) and name.isidentifier() else "body"
+        line = f"{name}: {shorten(found['msg'])}; allowed what /gradio_api/info describes"
+        return JSONResponse({"detail": line}, 422)
+
+    return {RequestValidationError: misfit}
 
 
 def _routes(service: Any, auth: tuple[str, str] | None) -> list[Any]:

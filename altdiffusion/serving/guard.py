@@ -114,9 +114,12 @@ def _at_once(scope: dict[str, Any]) -> tuple[int, str] | None:
 
 def _in_words(path: str, error: Exception) -> tuple[int, str]:
     """One line in the log, where the server would put a traceback for whatever a stranger sends."""
-    _LOG.error("%s failed: %s", shorten(path), shorten(str(error), 300))
-    if "Could not infer function index" in str(error):
+    named = "/call/v2/" in path  # where gradio itself puts values given by name in order
+    if "Could not infer function index" in str(error) or (named and isinstance(error, KeyError)):
         return 404, "path: no such endpoint; /gradio_api/info lists them"
+    if named and isinstance(error, TypeError):
+        return 422, f"data: {shorten(str(error))}; allowed what /gradio_api/info describes"
+    _LOG.error("%s failed: %s", shorten(path), shorten(str(error), 300))
     return 500, "the request failed"
 
 
