@@ -90,10 +90,9 @@ def given(**fields: Any) -> dict[str, Any]:
 def picture_file(picture: Any) -> tuple[str, str]:
     """(path, caption) of a drawn picture as a PNG that says how it was made, in gradio's own folder.
 
-    Files there are served to whoever knows the name, which nobody can guess, and deleted after an hour.
+    Files there are served to whoever knows the name, which nobody can guess, until `remove_old` deletes them.
     """
     made = picture.provenance
-    remove_empty_folders()
     folder = Path(get_upload_folder()) / secrets.token_hex(20)
     folder.mkdir(parents=True)
     path = folder / f"{file_stem(made.prompt, 60)}-{made.seed}.png"
@@ -101,20 +100,22 @@ def picture_file(picture: Any) -> tuple[str, str]:
     return str(path), made.prompt
 
 
-def remove_empty_folders(every: float = 600, age: float = 3600) -> None:
-    """gradio deletes old files and leaves their folders, one for each picture; looked after now and then."""
-    global _tidied
-    now = time.time()
-    if now - _tidied < every:
-        return
-    _tidied = now
+def remove_old(age: float) -> None:
+    """Files that came so many seconds ago, and what folders that leaves empty.
+
+    gradio deletes uploads alone: drawn pictures are noted with a session's own copy of the gallery, where its
+    `delete_cache` does not look.
+    """
+    before = time.time() - age
     for folder in Path(get_upload_folder()).iterdir():
-        with contextlib.suppress(OSError):  # not empty, or gone
-            if now - folder.stat().st_mtime > age:
+        with contextlib.suppress(OSError):  # still of use, no folder, or gone meanwhile
+            emptied = False
+            for file in folder.iterdir():
+                if file.stat().st_mtime < before:
+                    file.unlink()
+                    emptied = True
+            if emptied or folder.stat().st_mtime < before:
                 folder.rmdir()
-
-
-_tidied = 0.0
 
 
 def data_uri(image: Image.Image, longest: int = 256) -> str:

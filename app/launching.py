@@ -5,6 +5,7 @@ ever; what it lacks is added round it here. What remains for a reverse proxy is 
 for each address.
 """
 
+import asyncio
 import atexit
 import base64
 import contextlib
@@ -18,6 +19,7 @@ import socket
 import sys
 import tempfile
 import warnings
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,8 @@ from altdiffusion.terminal import ended_at_once
 from altdiffusion.web import Options, check, is_loopback
 
 MAX_UPLOAD = 10 * 2**20
+#: (how often, how old) in seconds; older than gradio lets uploads grow, which deletes those it knows itself.
+_TIDY = 600, 4300
 _LOST = 20  # seconds; a phone between two cells is back by then
 
 
@@ -80,6 +84,7 @@ def launch(service: Any, options: Options) -> Any:
             "middleware": _middleware(options, auth, demo.audience),
             "routes": _routes(service, auth),
             "exception_handlers": _handlers(),
+            "lifespan": _tidied,
         },
         i18n=translations(),
         theme=look.theme(),
@@ -106,6 +111,24 @@ def launch(service: Any, options: Options) -> Any:
         raise BadRequest(f"mcp: the server did not start ({shorten(demo.mcp_error)}); allowed without --mcp")
     print(f"the app is at {demo.local_url}", file=sys.stderr, flush=True)
     return demo
+
+
+@contextlib.asynccontextmanager
+async def _tidied(_: Any) -> AsyncIterator[None]:
+    """While the app runs, files go when their time has come, also when nobody asks for anything."""
+    from .handling import remove_old
+
+    async def tidy() -> None:
+        while True:
+            every, age = _TIDY
+            await asyncio.sleep(every)
+            await asyncio.to_thread(remove_old, age)
+
+    tidying = asyncio.create_task(tidy())
+    try:
+        yield
+    finally:
+        tidying.cancel()
 
 
 def _notice_the_lost(server: Any) -> None:

@@ -339,17 +339,21 @@ def test_what_was_drawn_before_somebody_listens_is_there(app: SimpleNamespace):
     assert "event: complete" in told
 
 
-def test_folders_of_deleted_files_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from app.handling import remove_empty_folders
+def test_old_files_go_and_so_do_the_folders_that_they_leave_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from app.handling import remove_old
 
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    for name in ("empty", "full", "new"):
+    for name in ("empty", "old", "full", "new"):
         (tmp_path / name).mkdir()
-    (tmp_path / "full/picture.png").touch()
-    for name in ("empty", "full"):
+    for name in ("old/picture.png", "full/picture.png", "full/newer.png"):
+        (tmp_path / name).touch()
+    for name in ("old/picture.png", "full/picture.png", "empty"):
         os.utime(tmp_path / name, (0, 0))
-    remove_empty_folders(every=0)
-    assert {path.name for path in tmp_path.iterdir()} == {"full", "new"}
+    remove_old(60)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert left == {"full", "full/newer.png", "new"}
 
 
 def test_building_the_page_loads_no_model():
