@@ -14,21 +14,18 @@ docs/images/soak.png and puts the table into docs/results.md.
 import argparse
 import json
 import os
-import platform
 import random
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from bench.report import RESULTS, replace_part
+from bench.report import RESULTS, Start, command, put
 from bench.soak_report import ENDINGS, plot, report, table
 from bench.visits import Ended, Visits
 from tests.reliability.served.attacking import SECRET, Running, running
@@ -166,15 +163,8 @@ def soak(folder: Path, seconds: float, share: float, burst: float, seed: int) ->
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "samples.jsonl").exists():
         raise SystemExit(f"-o: {folder} holds a run already; allowed a new folder, or --from to report on it")
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    run = {
-        "command": " ".join(["python -m bench.soak", *sys.argv[1:]]),
-        "commit": commit.stdout.strip(),
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} CPUs",
-        **{name: version(name) for name in ("torch", "gradio")},
-    }
+    made = Start().made_with("torch", "gradio", threads=len(os.sched_getaffinity(0)))
+    run = {"command": command("soak", sys.argv[1:]), **made}
     (folder / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
     (folder / "server").mkdir()
     with running(folder / "server", "-m", "app", "--port", "PORT") as app:
@@ -203,8 +193,7 @@ def main() -> int:
     print(table(found))
     if asked.write:
         plot(found, PLOT)
-        text = RESULTS.read_text(encoding="utf-8")
-        RESULTS.write_text(replace_part(text, "soak", table(found)), encoding="utf-8")
+        put(RESULTS, "soak", table(found))
     return int(found["answers"]["wrong"] > 0 or not found["ended"])
 
 

@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import random
+import re
 import secrets
 import threading
 import time
@@ -15,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 from gradio_client import Client
@@ -37,7 +37,8 @@ from tests.reliability.served.attacks import (
 
 #: How a visit ended, as in bench/soak_report.py, and what of it was wrong.
 Ended = tuple[str, str]
-_BUSY = ("Too many requests are waiting", "Queue is full")
+#: What a full queue says in any language, ours and gradio's.
+_BUSY = re.compile(r"\D32\D+32\D|Queue is full")
 _PRESETS = ("default", "fast", "exact")
 _BURST = 100
 MB = 2**20
@@ -56,10 +57,12 @@ class Visits:
     _one_client: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        config = json.loads(self.app.ask("GET", "/config").body)
-        self.app.numbers = {one["api_name"]: one["id"] for one in config["dependencies"]}
+        self.app.learn()
         address = f"http://127.0.0.1:{self.app.port}"
-        self.client = Client(address, verbose=False, analytics_enabled=False, download_files=self.folder)
+        self.client = Client(
+            address, verbose=False, analytics_enabled=False, download_files=self.folder,
+            httpx_kwargs={"timeout": 180},
+        )  # fmt: skip
 
     def questions(self) -> Iterator[Callable[[], Ended]]:
         """One of each kind whose answers are compared: asked one by one before the others come, so that each
@@ -110,7 +113,7 @@ class Visits:
         succeeded, told = self.app.called("generate", asked, Accept_Language=list(EXAMPLES)[number])
         if not succeeded:
             return _refused_or_wrong(told)
-        return self._drawn(("draw", number), self._file(told[0][0]["image"]), prompt, number)
+        return self._drawn(("draw", number), self.app.picture(told[0][0]["image"]), prompt, number)
 
     def draw_by_client(self, number: int) -> Ended:
         """Anybody's client joins and listens in threads of its own; one at a time is enough."""
@@ -133,7 +136,7 @@ class Visits:
         succeeded, told = self.app.called("generate", asked)
         if not succeeded:
             return _refused_or_wrong(told)
-        return self._drawn("from a picture", self._file(told[0][0]["image"]), "cat", 7)
+        return self._drawn("from a picture", self.app.picture(told[0][0]["image"]), "cat", 7)
 
     def compare(self) -> Ended:
         versions = "\n".join(f"{tag}: {EXAMPLES[tag][0]}" for tag in ("en", "zh", "ar", "th"))
@@ -141,7 +144,7 @@ class Visits:
         if not succeeded:
             return _refused_or_wrong(told)
         grid, _, scores = told
-        with Image.open(io.BytesIO(self._file(grid))) as found:
+        with Image.open(io.BytesIO(self.app.picture(grid))) as found:
             found.load()
         cosines = np.array([scores["texts"], scores["pictures"]])
         return self._same("compare", cosines, 0.02, f"cosines {cosines.round(2).tolist()}")
@@ -150,7 +153,7 @@ class Visits:
         succeeded, told = self.app.called("mix", ["a lobster", "龙虾", 0.5, 7, 4, "fast"])
         if not succeeded:
             return _refused_or_wrong(told)
-        return self._drawn("mix", self._file(told[0][0]["image"]), "a lobster", 7)
+        return self._drawn("mix", self.app.picture(told[0][0]["image"]), "a lobster", 7)
 
     def search(self, tag: str) -> Ended:
         values = [EXAMPLES[tag][0], None, 0.5, "", "", 5]
@@ -175,7 +178,7 @@ class Visits:
         succeeded, told = self.app.called("generate", drawing(preset="fast", steps=2, seed=seed))
         if not succeeded:
             return _refused_or_wrong(told)
-        data = self._file(told[0][0]["image"])
+        data = self.app.picture(told[0][0]["image"])
         succeeded, told = self.app.called("read", [self.app.file(data)])
         if not succeeded:
             return _refused_or_wrong(told)
@@ -269,7 +272,7 @@ class Visits:
             succeeded, told = self.app.called("generate", drawing(preset="fast", steps=2, seed=seed))
             if not succeeded:
                 return _refused_or_wrong(told)
-            return self._drawn(None, self._file(told[0][0]["image"]), "cat", seed)
+            return self._drawn(None, self.app.picture(told[0][0]["image"]), "cat", seed)
 
         with ThreadPoolExecutor(_BURST) as pool:
             return list(pool.map(lambda seed: self.ended(lambda: one(seed)), range(_BURST)))
@@ -278,12 +281,6 @@ class Visits:
     def _wish(number: int) -> tuple[str, str]:
         tag = list(EXAMPLES)[number]
         return EXAMPLES[tag][number % 4], _PRESETS[number % 3]
-
-    def _file(self, value: dict[str, Any]) -> bytes:
-        answer = self.app.ask("GET", f"/gradio_api/file={quote(value['path'])}")
-        if answer.status != 200:
-            raise RuntimeError(f"a picture that was drawn: {answer.status} {answer.told}")
-        return answer.body
 
     def _drawn(self, key: Any, data: bytes, prompt: str, seed: int) -> Ended:
         made = read_provenance(data)
@@ -299,7 +296,7 @@ class Visits:
         if not succeeded:
             return _refused_or_wrong(told)
         for one in told[0]:
-            self._file(one["image"])
+            self.app.picture(one["image"])
         names = [one["name"] for one in told[1]]
         with self._lock:
             first = self.known.setdefault(key, names)
@@ -337,4 +334,4 @@ def _refused(succeeded: bool, told: Any) -> Ended:
 def _refused_or_wrong(told: Any) -> Ended:
     """Good requests are refused by a full queue alone."""
     text = str(told)
-    return ("refused", "") if any(busy in text for busy in _BUSY) else ("wrong", text[:400])
+    return ("refused", "") if _BUSY.search(text) else ("wrong", text[:400])

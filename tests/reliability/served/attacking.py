@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from PIL import Image
 
@@ -59,6 +60,12 @@ class Running:
     fetched: list[str]
     """What somebody asked of the canary."""
     numbers: dict[str, int] = field(default_factory=dict)
+
+    def learn(self) -> "Running":
+        """The endpoints' numbers, which the queue wants; a page with a password does not tell them."""
+        found = json.loads(self.ask("GET", "/config").body)["dependencies"]
+        self.numbers = {one["api_name"]: one["id"] for one in found}
+        return self
 
     def connection(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=180)
@@ -113,6 +120,13 @@ class Running:
         kind = "multipart/form-data; boundary=xyz"
         body = b"".join(parts) + b"--xyz--\r\n"
         return self.ask("POST", "/gradio_api/upload", body, Content_Type=kind, **headers)
+
+    def picture(self, value: dict[str, Any]) -> bytes:
+        """Of a result: what the page then shows."""
+        answer = self.ask("GET", f"/gradio_api/file={quote(value['path'])}")
+        if answer.status != 200:
+            raise RuntimeError(f"a picture that was drawn: {answer.status} {answer.told}")
+        return answer.body
 
     def file(self, data: bytes) -> dict[str, Any]:
         """An uploaded picture as a widget's value."""

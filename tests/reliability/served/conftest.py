@@ -1,6 +1,5 @@
 """The app as people start it, once for all who break it; and tests that are tries of a case themselves."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +30,4 @@ def pytest_runtest_call(item: pytest.Item):
 def app(shared_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("attacks")
     with running(folder, "-m", "app", "--model", str(shared_folder), "--port", "PORT") as found:
-        config = json.loads(found.ask("GET", "/config").body)
-        found.numbers = {one["api_name"]: one["id"] for one in config["dependencies"]}
-        yield found
+        yield found.learn()
