@@ -14,13 +14,14 @@ BROWSER := chromium fonts-noto-core fonts-noto-cjk fonts-thai-tlwg
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test soak check format docs bench app train-emoji debian browser
+.PHONY: help demo test soak check audit format docs bench app train-emoji debian browser
 
 help:
 	@echo "make demo         draw two pictures with the bundled model, into demo/"
 	@echo "make test         run the tests (ARGS=... goes to pytest)"
 	@echo "make soak         break it in every way we know, as often as the plan says, and print a table (an hour or two)"
-	@echo "make check        lint, types, spelling, layers, and docs/cli.md against --help"
+	@echo "make check        lint, types, spelling, security, layers, and docs/cli.md against --help"
+	@echo "make audit        look all pinned packages up among known advisories; fails where one could not be (needs the net)"
 	@echo "make format       let ruff rewrite the code"
 	@echo "make docs         write docs/cli.md anew"
 	@echo "make bench        measure speed (an hour on two cores), or ARGS=quality the pictures (20 minutes)"
@@ -87,8 +88,12 @@ check: $(VENV)/.stamp-dev
 	@echo "ruff" && $(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .
 	@echo "basedpyright" && $(BIN)/basedpyright
 	@echo "typos" && $(BIN)/typos
+	@echo "bandit" && $(BIN)/bandit --quiet --configfile pyproject.toml --recursive altdiffusion training app bench docs .ci hatch_build.py
 	@echo "layers" && $(BIN)/python -m pytest --quiet --no-header tests/test_layers.py
 	@echo "docs/cli.md" && $(BIN)/python docs/write_cli.py --check
+
+audit: $(VENV)/.stamp-dev
+	@$(BIN)/python .ci/audit.py
 
 format: $(VENV)/.stamp-dev
 	@$(BIN)/ruff check --quiet --fix . && $(BIN)/ruff format .

@@ -8,7 +8,7 @@ every run sees the same data.
 
 import hashlib
 import re
-import xml.etree.ElementTree as ElementTree
+import xml.etree.ElementTree as ElementTree  # a Debian package's own files  # nosec B405
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -90,7 +90,7 @@ def annotations(tag: str) -> tuple[dict[str, str], dict[str, list[str]]]:
     names: dict[str, str] = {}
     keywords: dict[str, list[str]] = {}
     for folder in ("annotations", "annotationsDerived"):
-        for node in ElementTree.parse(CLDR / folder / f"{tag}.xml").getroot().iter("annotation"):
+        for node in ElementTree.parse(CLDR / folder / f"{tag}.xml").getroot().iter("annotation"):  # nosec B314
             if node.get("type") == "tts":
                 names[node.attrib["cp"]] = (node.text or "").strip()
             else:
@@ -118,7 +118,7 @@ def list_patterns(tag: str) -> dict[str, str]:
 
     A part that a language leaves out is inherited from CLDR's root, where all of them read "{0}, {1}".
     """
-    root = ElementTree.parse(CLDR / "main" / f"{tag}.xml").getroot()
+    root = ElementTree.parse(CLDR / "main" / f"{tag}.xml").getroot()  # nosec B314
     standard = next(p for p in root.iter("listPattern") if p.get("type") is None)
     inherited = dict.fromkeys(("start", "middle", "end", "2"), "{0}, {1}")
     return inherited | {part.attrib["type"]: part.text or "" for part in standard}
