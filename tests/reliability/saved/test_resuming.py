@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 from datasets import config as datasets_config
 
 from tests.reliability.saved.trying import tried
@@ -103,14 +104,16 @@ def test_every_stage_cut_anywhere_goes_on_bit_for_bit(stages, whole, tmp_path, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("name", ["contrast", "distill", "unet"])
+@pytest.mark.parametrize("name", ["contrast", "distill"])
 def test_a_run_in_bfloat16_goes_on_bit_for_bit(stages, tmp_path, tally, name, cut):
     count, half = tally(CASE), "--run.mixed-precision bf16"
     stage = replace(stages[name], flags=f"{stages[name].flags} {half}")
+    AcceleratorState._reset_state()  # whose precision is that of the first run
     with tried(count, f"{name} in bfloat16 cut at {cut}"):
         stage.train(stage.parsed(tmp_path / "whole", STEPS))
         cut_and_go_on(stage, tmp_path / "cut", cut, 1, 0)
         assert differences(state(tmp_path / "whole", STEPS), state(tmp_path / "cut", STEPS)) == []
+    AcceleratorState._reset_state()
     count.check(1)
 
 
