@@ -5,6 +5,7 @@ checks both in the same way and the later one wins. `--config runs/x/config.yaml
 exactly.
 """
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -14,8 +15,12 @@ from typing import Any, Literal, TypeVar
 import tyro
 import yaml
 
+from altdiffusion.reading import one_line
 from training.mistakes import in_one_line
+from training.samples import shorten
 
+#: Bytes of a recipe; ours have some hundred.
+_LARGEST = 1_000_000
 Config = TypeVar("Config")
 
 
@@ -37,6 +42,11 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < 1:
             raise ValueError(f"learning_rate: {self.learning_rate} is outside (0, 1)")
+        for name in ("weight_decay", "beta1", "beta2"):
+            check_number(name, getattr(self, name), 0, 1)
+        check_number("warmup_steps", self.warmup_steps, 0)
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm: {self.max_grad_norm}; allowed: above 0, inf for no limit")
 
 
 @dataclass(frozen=True)
@@ -75,13 +85,23 @@ class RunConfig:
                 f"checkpoints_total_limit: {self.checkpoints_total_limit} is below 2; "
                 "the newest one may be the one that a crash cut short"
             )
-        if self.workers < 0:
-            raise ValueError(f"workers: {self.workers}; allowed: 0 and up")
+        for name in ("batch_size", "gradient_accumulation_steps", "checkpointing_steps", "log_steps"):
+            check_number(name, getattr(self, name), 1)
+        for name in ("max_train_steps", "workers", "threads"):
+            check_number(name, getattr(self, name), 0)
+        check_number("ema_decay", self.ema_decay, 0, 1)
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
                 f"batch_size: {self.batch_size} is not a multiple of "
                 f"gradient_accumulation_steps {self.gradient_accumulation_steps}"
             )
+
+
+def check_number(name: str, value: float | int, low: int, high: float = math.inf) -> None:
+    """Refuses nan as well."""
+    if not low <= value <= high:
+        allowed = f"{low} and up" if high == math.inf else f"{low} to {high}"
+        raise ValueError(f"{name}: {value}; allowed: {allowed}")
 
 
 def parse(cls: type[Config], argv: Sequence[str] | None = None) -> Config:
@@ -100,18 +120,38 @@ def parse(cls: type[Config], argv: Sequence[str] | None = None) -> Config:
         raise SystemExit(2) from None
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Of a file without aliases: eight lines of them stand for a thousand million values."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias (*name), which no recipe needs")
+        return super().compose_node(parent, index)
+
+
 def recipe_flags(path: Path) -> list[str]:
     """The flags that a YAML recipe stands for."""
     if not path.is_file():
         raise ValueError(f"config: {path} is not a file")
-    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    name = shorten(str(path))
+    if path.stat().st_size > _LARGEST:
+        raise ValueError(f"config: {name} has {path.stat().st_size:,} bytes; allowed: up to {_LARGEST:,}")
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"config: {name} is no YAML: {one_line(error)}") from None
     if not isinstance(tree, dict):
-        raise ValueError(f"config: {path} holds no mapping of names to values")
-    return list(as_flags(tree))
+        raise ValueError(f"config: {name} holds no mapping of names to values")
+    try:
+        return list(as_flags(tree))
+    except ValueError as error:
+        raise ValueError(f"config: {name} {error}") from None
 
 
 def as_flags(tree: dict[str, Any], prefix: str = "--") -> Iterator[str]:
     for name, value in tree.items():
+        if not isinstance(name, str):
+            raise ValueError(f"has {shorten(repr(name))} in the place of a name; allowed: names of options")
         match value:
             case dict():
                 yield from as_flags(value, f"{prefix}{name}.")
