@@ -95,7 +95,12 @@ def clean_text(text: object, argument: str = "prompt") -> str:
         raise BadRequest(
             f"{argument}: {shorten(text)} has half a character (a lone surrogate); allowed {_TEXT}"
         )
-    return unicodedata.normalize("NFC", text.translate(_DROPPED)).strip()
+    cleaned = unicodedata.normalize("NFC", text.translate(_DROPPED)).strip()
+    if len(cleaned) > MAX_PROMPT_CHARACTERS:  # some characters are written as several
+        raise BadRequest(
+            f"{argument}: {shorten(text)} has {len(cleaned):,} characters in normal form; allowed {_TEXT}"
+        )
+    return cleaned
 
 
 _TEXT = f"text of at most {MAX_PROMPT_CHARACTERS:,} characters"
