@@ -125,7 +125,7 @@ def prepare(
     _check_texts(pipeline, request)
     digest = None
     if start is not None:
-        start = upright_rgb(start)
+        start = upright_rgb(start, "start: it")
         digest = pixels_digest(start)
     elif request.image:
         start, digest = (

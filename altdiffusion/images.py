@@ -63,10 +63,7 @@ def open_image(source: str | Path | bytes | io.BufferedIOBase, argument: str = "
     A JPEG of over 24 million pixels is read at half its width and height, in a quarter of the memory.
     """
     name, image = _header(*_read(source, argument), tuple(MAX_PIXELS), argument)
-    try:
-        return upright_rgb(image)
-    except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged files
-        raise ImageError(f"{argument}: {name} is damaged ({shorten(str(error))})") from error
+    return upright_rgb(image, f"{argument}: {name}")
 
 
 def _read(source: str | Path | bytes | io.BufferedIOBase, argument: str) -> tuple[str, bytes]:
@@ -105,6 +102,7 @@ def _bounded(name: str, file: io.BufferedIOBase, argument: str) -> bytes:
 def _header(name: str, data: bytes, formats: tuple[str, ...], argument: str) -> tuple[str, Image.Image]:
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
+        transparent = image.has_transparency_data  # an assertion for a palette that is not there
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(
             f"{argument}: {name} has too many pixels; allowed {_millions(max(MAX_PIXELS.values()))}"
@@ -113,7 +111,7 @@ def _header(name: str, data: bytes, formats: tuple[str, ...], argument: str) -> 
         raise ImageError(f"{argument}: {name} is not a picture; allowed {', '.join(formats)}") from error
     kind = "JPEG" if image.format == "MPO" else image.format or ""  # a JPEG that brings its preview
     (width, height), most = image.size, MAX_PIXELS[kind]
-    if image.has_transparency_data:
+    if transparent:
         kind, most = f"{kind} with transparency", min(most, MAX_TRANSPARENT)
     if width * height > most or max(width, height) > MAX_SIDE or min(width, height) < 1:
         raise ImageError(
@@ -129,12 +127,18 @@ def _millions(pixels: int) -> str:
     return f"{pixels // 10**6} million pixels"
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """Turned by EXIF, transparency on white; the picture itself where nothing is to be done."""
-    image.load()
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-    return image if image.mode == "RGB" and not image.has_transparency_data else _rgb(image)
+def upright_rgb(image: Image.Image, name: str = "image: a picture") -> Image.Image:
+    """Turned by EXIF, transparency on white; the picture itself where nothing is to be done.
+
+    Damage is met only now, and told of the picture as `name`.
+    """
+    try:
+        image.load()
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+        return image if image.mode == "RGB" and not image.has_transparency_data else _rgb(image)
+    except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged files
+        raise ImageError(f"{name} is damaged ({shorten(str(error))})") from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -262,7 +266,7 @@ def read_provenance(path: str | Path | bytes, argument: str = "picture") -> Prov
     _, image = _header(name, data, ("PNG",), argument)
     try:
         texts = {key: str(value) for key, value in getattr(image, "text", {}).items()}
-    except Exception as error:  # as in open_image
+    except Exception as error:  # as in upright_rgb
         raise ImageError(f"{argument}: {name} is damaged ({shorten(str(error))})") from error
     try:
         if "altdiffusion" in texts:

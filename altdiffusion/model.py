@@ -135,7 +135,7 @@ class AltCLIP:
 
         Without the last they stay whole numbers, a quarter of the size, for `normalize_pixels` to finish.
         """
-        pictures = [upright_rgb(picture) for picture in _as_pictures(images)]
+        pictures = [upright_rgb(one, f"images: item {n}") for n, one in enumerate(_as_pictures(images))]
         pixels = whole_pixels(self.image_processor, pictures)
         return normalized(self.image_processor, pixels) if normalize else pixels
 
