@@ -5,6 +5,8 @@ then has to give the same as well.
 """
 
 import io
+import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from torch.testing import assert_close
 from altdiffusion import encoding
 from altdiffusion.images import ImageError, open_image
 from altdiffusion.model import AltCLIP
+from altdiffusion.retrieval import pictures
 from altdiffusion.shards import Row
 from bench.training import resident
 from tests.test_images import png_of
@@ -61,7 +64,24 @@ def by_training(clip: AltCLIP, path: Path) -> torch.Tensor:
     return clip.encode_image(normalised(as_pixels(opened(path), (SIDE, SIDE))[None]))[0]
 
 
-WAYS = [by_path, by_pil, by_bytes, by_embed, by_shard, by_training]
+def by_index(clip: AltCLIP, path: Path) -> torch.Tensor:
+    """As an index reads the files of its folder."""
+    _, image = pictures.read(path.parent, path.name, {})
+    assert image is not None
+    return clip.encode_image(image)[0]
+
+
+def by_app(clip: AltCLIP, path: Path) -> torch.Tensor:
+    """As the app takes what was uploaded."""
+    handling = pytest.importorskip("app.handling")
+    folder = Path(handling.get_upload_folder())
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=path.suffix) as upload:
+        shutil.copyfile(path, upload.name)
+        return clip.encode_image(handling.uploaded({"path": upload.name}))[0]
+
+
+WAYS = [by_path, by_pil, by_bytes, by_embed, by_shard, by_training, by_index, by_app]
 
 
 def picture() -> Image.Image:
@@ -94,7 +114,7 @@ SAVED = {
     "palette": lambda: (picture().convert("P"), {}),
     "16 bits": lambda: (Image.fromarray(np.asarray(picture()).astype(np.uint16) * 257), {}),
     "transparent": lambda: (on_glass(), {}),
-    **{f"turned {n}": lambda n=n: turned(n) for n in range(2, 9)},
+    **{f"turned {n}": lambda n=n: turned(n) for n in range(1, 9)},
 }
 
 

@@ -77,7 +77,7 @@ def refusal_fault(error: Exception, names: tuple[str, ...], calls: dict[str, int
         return f"does not begin with {' or '.join(names)}: {text[:200]}"
     if "\n" in text or len(text) > LONGEST:
         return f"is {len(text)} characters in {text.count(chr(10)) + 1} lines: {text[:200]}"
-    if not re.search(r"allowed|Known|give \w+ as well|[Nn]othing|no file|is empty|is not a", text):
+    if not re.search(r"allowed|Known|give \w+ as well|[Nn]othing|no file|is empty|is damaged|is not a", text):
         return f"does not say what is allowed: {text}"
     return f"came after model work: {text[:100]}" if any((calls or {}).values()) else ""
 

@@ -1,5 +1,6 @@
 """A1: bad arguments to a pipeline's call and to `generate` end in a right picture or in a named refusal."""
 
+import io
 import math
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 from altdiffusion.generation import generate
 from altdiffusion.requests import SCHEDULERS, GenerateRequest
 from tests.reliability.judging import JUNK, PICTURE, WORDS, examples, judge, shown
+from tests.reliability.malformed import cut
 from tests.test_requests import BAD
 
 #: What a user is told beside a picture.
@@ -271,6 +273,7 @@ GIVEN: list[tuple[str, dict[str, Any]]] = [
     *[("start", {"start": v}) for v in ("a.png", 5, b"", np.zeros((8, 8, 3)), Image.new("RGB", (0, 5)))],
     *[("mask", {"mask": v, "start": PICTURE}) for v in ("a.png", 5, Image.new("L", (64, 64)))],
     ("mask", {"mask": Image.new("L", (64, 64), 255)}),
+    ("start", {"start": Image.open(io.BytesIO(cut("PNG")))}),
     *[("batch_size", {"batch_size": v}) for v in (0, -1)],
 ]
 #: Requests that are right by themselves but not for the tiny model, or not without a picture.

@@ -1,5 +1,6 @@
 """A2: bad inputs of encoder, classifier and index end in a right result or in a named refusal."""
 
+import io
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from altdiffusion import AltCLIP, ImageIndex, ZeroShotClassifier
 from altdiffusion.retrieval.where import Where
 from tests.reliability.judging import JUNK, PICTURE, WORDS, examples, judge, shown
+from tests.reliability.malformed import cut
 
 NAN, INF = math.nan, math.inf
 ADDRESS = "http://127.0.0.1:9/latest/meta-data"
@@ -86,6 +88,8 @@ def bad(clip: AltCLIP, index: ImageIndex, classifier: ZeroShotClassifier, folder
     cases: list[tuple[str, Callable[[], Any]]] = []
     cases += [("text", lambda v=v: clip.encode_text(v)) for v in TEXTS]
     cases += [("images", lambda v=v: clip.encode_image(v)) for v in PICTURES]
+    damaged = [lambda share=share: Image.open(io.BytesIO(cut("PNG", share))) for share in (0.5, 0.9)]
+    cases += [("images", lambda make=make: clip.encode_image([PICTURE, make()])) for make in damaged]
     labels = (
         None,
         5,
