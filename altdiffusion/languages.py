@@ -65,7 +65,7 @@ _MISTAKES = {
 
 def language(tag: object, argument: str = "language") -> Language:
     """The language of a BCP-47 tag; a script or region is accepted and set aside (`pt-BR`, `zh_Hant_TW`)."""
-    tag = tag if isinstance(tag, str) else repr(tag)
+    tag = tag if isinstance(tag, str) else f"a {type(tag).__name__}"
     base = tag.strip().lower().replace("_", "-").split("-")[0]
     if base in LANGUAGES:
         return LANGUAGES[base]
