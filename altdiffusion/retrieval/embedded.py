@@ -129,7 +129,7 @@ class EmbeddedEngine:
         edge = self._edge
         vectors = edge.EdgeVectorParams(size=self._dim, distance=edge.Distance.Dot, memory=edge.Memory.Cold)
         graph = edge.HnswIndexConfig(
-            m=engines.LINKS if signs else 0,
+            m=engines.links(self._dim) if signs else 0,
             ef_construct=engines.CANDIDATES,
             full_scan_threshold=engines.SCANNED_KB,
         )
@@ -143,7 +143,7 @@ class EmbeddedEngine:
 
     def _quantization(self) -> Any:
         bits = self._edge.BinaryQuantizationEncoding
-        encoding = bits.TwoBits if self._dim < engines.TWO_BITS_BELOW else bits.OneBit
+        encoding = bits.TwoBits if self._dim < engines.SHORT_BELOW else bits.OneBit
         return self._edge.BinaryQuantizationConfig(encoding=encoding, memory=self._edge.Memory.Pinned)
 
     def _create(self) -> None:

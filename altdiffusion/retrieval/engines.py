@@ -13,10 +13,11 @@ import numpy as np
 from altdiffusion.retrieval.pictures import Picture
 from altdiffusion.retrieval.where import Where
 
-#: Up to here every vector is compared with the query; beyond, a graph over signs chooses whom to compare.
+#: Up to here every vector is compared with the query; beyond, signs choose whom to compare.
 EXACT_UP_TO = 100_000
 #: Signs have one bit a number; those of shorter vectors two, which tells as much as a vector twice as long.
-TWO_BITS_BELOW = 512
+#: To look through all signs is then most of the work, which a graph saves; to longer ones it brings nothing.
+SHORT_BELOW = 512
 #: How many of the best by signs have their whole vectors compared; as many the search of the graph holds.
 COMPARED = 4000
 #: Of the graph that leads to them (HNSW): links of a vector, and candidates for them as it is built. Texts
@@ -40,7 +41,7 @@ class Engine(Protocol):
     """Pictures by their `id`, each with one vector. What `store` and `delete` were given is safe then."""
 
     signs: bool
-    """Whether searches begin with signs and their graph."""
+    """Whether searches begin with signs."""
 
     def store(self, pictures: Sequence[Picture], vectors: np.ndarray) -> None: ...
 
@@ -63,6 +64,11 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
     def __len__(self) -> int: ...
+
+
+def links(dim: int) -> int:
+    """Of each vector in the graph; 0 is no graph."""
+    return LINKS if dim < SHORT_BELOW else 0
 
 
 def how(models: Any, limit: int, signs: bool) -> Any:

@@ -85,12 +85,12 @@ class ServerEngine:
     def settle(self) -> None:
         if len(self) > engines.EXACT_UP_TO and not self.signs:
             bits = self._models.BinaryQuantizationEncoding
-            encoding = bits.TWO_BITS if self._dim < engines.TWO_BITS_BELOW else bits.ONE_BIT
+            encoding = bits.TWO_BITS if self._dim < engines.SHORT_BELOW else bits.ONE_BIT
             signs = self._models.BinaryQuantization(
                 binary=self._models.BinaryQuantizationConfig(encoding=encoding, always_ram=True)
             )
             graph = self._models.HnswConfigDiff(
-                m=engines.LINKS,
+                m=engines.links(self._dim),
                 ef_construct=engines.CANDIDATES,
                 full_scan_threshold=engines.SCANNED_KB,
             )

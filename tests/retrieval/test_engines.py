@@ -213,7 +213,7 @@ def test_the_frame_matters_to_signs_of_one_bit(sets, tmp_path, monkeypatch):
     mean = images[:128].mean(axis=0)
     frame = Frame(mean, texts.mean(axis=0))
     monkeypatch.setattr(engines, "COMPARED", 100)
-    monkeypatch.setattr(engines, "TWO_BITS_BELOW", 0)
+    monkeypatch.setattr(engines, "SHORT_BELOW", 0)
 
     recalls = []
     for stored, turned in (
