@@ -90,7 +90,7 @@ def given(**fields: Any) -> dict[str, Any]:
 def picture_file(picture: Any) -> tuple[str, str]:
     """(path, caption) of a drawn picture as a PNG that says how it was made, in gradio's own folder.
 
-    Files there are served to whoever knows the name, which nobody can guess, until `remove_old` deletes them.
+    Files there are served to whoever knows the name, which nobody can guess, for an hour or so.
     """
     made = picture.provenance
     folder = Path(get_upload_folder()) / secrets.token_hex(20)
@@ -98,24 +98,6 @@ def picture_file(picture: Any) -> tuple[str, str]:
     path = folder / f"{file_stem(made.prompt, 60)}-{made.seed}.png"
     save_png(picture.image, path, made)
     return str(path), made.prompt
-
-
-def remove_old(age: float) -> None:
-    """Files that came so many seconds ago, and what folders that leaves empty.
-
-    gradio deletes uploads alone: drawn pictures are noted with a session's own copy of the gallery, where its
-    `delete_cache` does not look.
-    """
-    before = time.time() - age
-    for folder in Path(get_upload_folder()).iterdir():
-        with contextlib.suppress(OSError):  # still of use, no folder, or gone meanwhile
-            emptied = False
-            for file in folder.iterdir():
-                if file.stat().st_mtime < before:
-                    file.unlink()
-                    emptied = True
-            if emptied or folder.stat().st_mtime < before:
-                folder.rmdir()
 
 
 def data_uri(image: Image.Image, longest: int = 256) -> str:

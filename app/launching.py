@@ -5,7 +5,6 @@ ever; what it lacks is added round it here. What remains for a reverse proxy is 
 for each address.
 """
 
-import asyncio
 import atexit
 import base64
 import contextlib
@@ -15,11 +14,9 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import warnings
-from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,15 +24,15 @@ from urllib.parse import parse_qs
 
 from altdiffusion.requests import BadRequest, shorten
 from altdiffusion.serving import Service
-from altdiffusion.serving.audience import Usher
-from altdiffusion.serving.guard import Door, Guard
+from altdiffusion.serving.audience import Usher, notice_the_lost
+from altdiffusion.serving.guard import Door, Guard, misfit
+from altdiffusion.serving.tidying import tidied
 from altdiffusion.terminal import ended_at_once
 from altdiffusion.web import Options, check, is_loopback
 
 MAX_UPLOAD = 10 * 2**20
 #: (how often, how old) in seconds; older than gradio lets uploads grow, which deletes those it knows itself.
-_TIDY = 600, 4300
-_LOST = 20  # seconds; a phone between two cells is back by then
+_TIDY = 600.0, 4300.0
 
 
 @functools.cache
@@ -68,6 +65,8 @@ def launch(service: Any, options: Options) -> Any:
     """Builds the page over a service and serves it, without waiting; returns the page."""
     auth = check(options)
     prepare_environment()
+    from gradio.utils import get_upload_folder
+
     from . import look
     from .demo import build_demo
     from .i18n import LOCALE_JS, translations
@@ -84,7 +83,7 @@ def launch(service: Any, options: Options) -> Any:
             "middleware": _middleware(options, auth, demo.audience),
             "routes": _routes(service, auth),
             "exception_handlers": _handlers(),
-            "lifespan": _tidied,
+            "lifespan": tidied(Path(get_upload_folder()), *_TIDY),
         },
         i18n=translations(),
         theme=look.theme(),
@@ -105,41 +104,12 @@ def launch(service: Any, options: Options) -> Any:
         quiet=True,
         prevent_thread_lock=True,
     )
-    _notice_the_lost(demo.server)
+    notice_the_lost([listening for one in demo.server.servers for listening in one.sockets])
     if options.mcp and not demo.mcp_server:
         demo.close()
         raise BadRequest(f"mcp: the server did not start ({shorten(demo.mcp_error)}); allowed without --mcp")
     print(f"the app is at {demo.local_url}", file=sys.stderr, flush=True)
     return demo
-
-
-@contextlib.asynccontextmanager
-async def _tidied(_: Any) -> AsyncIterator[None]:
-    """While the app runs, files go when their time has come, also when nobody asks for anything."""
-    from .handling import remove_old
-
-    async def tidy() -> None:
-        while True:
-            every, age = _TIDY
-            await asyncio.sleep(every)
-            await asyncio.to_thread(remove_old, age)
-
-    tidying = asyncio.create_task(tidy())
-    try:
-        yield
-    finally:
-        tidying.cancel()
-
-
-def _notice_the_lost(server: Any) -> None:
-    """Connections whose other side is gone without a word end after `_LOST` seconds, and their drawings.
-
-    What is set where a server listens holds for the connections that it takes.
-    """
-    for one in server.servers:
-        for listening in one.sockets:
-            with contextlib.suppress(AttributeError, OSError):  # Linux alone has it
-                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _LOST * 1000)
 
 
 def _middleware(options: Options, auth: tuple[str, str] | None, audience: Any) -> list[Any]:
@@ -178,19 +148,10 @@ def _is_known(auth: tuple[str, str], scope: dict[str, Any]) -> bool:
 
 
 def _handlers() -> dict[Any, Any]:
-    """FastAPI would send back what does not fit, which fails where that holds NaN or half a character."""
     from fastapi.exceptions import RequestValidationError
-    from starlette.requests import Request
-    from starlette.responses import JSONResponse, Response
+    from starlette.responses import JSONResponse
 
-    def misfit(request: Request, error: RequestValidationError) -> Response:
-        found = error.errors()[0]
-        _, name, *_rest = (*found["loc"], "", "")
-        name = name if isinstance(name, str) and name.isidentifier() else "body"
-        line = f"{name}: {shorten(found['msg'])}; allowed what /gradio_api/info describes"
-        return JSONResponse({"detail": line}, 422)
-
-    return {RequestValidationError: misfit}
+    return {RequestValidationError: lambda _, error: JSONResponse({"detail": misfit(error.errors())}, 422)}
 
 
 def _routes(service: Any, auth: tuple[str, str] | None) -> list[Any]:

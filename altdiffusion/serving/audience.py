@@ -5,12 +5,15 @@ closed as it asked, or a program that never fetches its answer.
 """
 
 import asyncio
+import contextlib
 import math
+import socket
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+_LOST = 20  # seconds; a phone between two cells is back by then
 _ROUNDS = 50  # of the loop: a connection that was made is accepted, read and routed in fewer
 _KNOWN = 4000  # sessions and events, the latest; twice as many as gradio keeps news of
 
@@ -73,3 +76,13 @@ class Usher:
             await self._app(scope, receive, send)
         finally:
             self._audience.leaves(key)
+
+
+def notice_the_lost(listening: Iterable[Any]) -> None:
+    """Connections to these sockets whose other side is gone without a word end after `_LOST` seconds.
+
+    What is set where a server listens holds for the connections that it takes.
+    """
+    for one in listening:
+        with contextlib.suppress(AttributeError, OSError):  # Linux alone has it
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _LOST * 1000)

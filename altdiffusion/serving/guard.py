@@ -5,7 +5,7 @@ Plain ASGI, for servers that take bodies of any size and send no such headers.
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from altdiffusion.requests import shorten
@@ -142,3 +142,12 @@ async def _refuse(send: Any, status: int, text: str) -> None:
     headers = [(b"content-type", b"application/json"), *HEADERS.items()]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": json.dumps({"detail": text}).encode()})
+
+
+def misfit(errors: Sequence[Mapping[str, Any]]) -> str:
+    """One line for what a web framework's validation found. FastAPI itself would send back what does not fit,
+    which fails where that holds NaN or half a character.
+    """
+    _, name, *_rest = (*errors[0]["loc"], "", "")
+    name = name if isinstance(name, str) and name.isidentifier() else "body"
+    return f"{name}: {shorten(errors[0]['msg'])}; allowed what /gradio_api/info describes"

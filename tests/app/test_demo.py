@@ -1,7 +1,6 @@
 """The page without a browser: endpoints, refusals, streams that end when nobody listens."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -337,23 +336,6 @@ def test_what_was_drawn_before_somebody_listens_is_there(app: SimpleNamespace):
     time.sleep(0.5)
     told = app.http.get(f"/gradio_api/call/generate/{joined.json()['event_id']}").text
     assert "event: complete" in told
-
-
-def test_old_files_go_and_so_do_the_folders_that_they_leave_empty(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    from app.handling import remove_old
-
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    for name in ("empty", "old", "full", "new"):
-        (tmp_path / name).mkdir()
-    for name in ("old/picture.png", "full/picture.png", "full/newer.png"):
-        (tmp_path / name).touch()
-    for name in ("old/picture.png", "full/picture.png", "empty"):
-        os.utime(tmp_path / name, (0, 0))
-    remove_old(60)
-    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
-    assert left == {"full", "full/newer.png", "new"}
 
 
 def test_building_the_page_loads_no_model():
