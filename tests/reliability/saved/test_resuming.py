@@ -104,7 +104,7 @@ def test_every_stage_cut_anywhere_goes_on_bit_for_bit(stages, whole, tmp_path, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("name", ["contrast", "distill"])
+@pytest.mark.parametrize("name", ["contrast", "distill", "unet"])
 def test_a_run_in_bfloat16_goes_on_bit_for_bit(stages, tmp_path, tally, name, cut):
     count, half = tally(CASE), "--run.mixed-precision bf16"
     stage = replace(stages[name], flags=f"{stages[name].flags} {half}")
