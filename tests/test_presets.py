@@ -192,7 +192,7 @@ def test_exact_is_the_stock_pipeline(pipeline, stock_pipeline):
 
 
 def test_exact_in_bfloat16_is_the_stock_pipeline_within_what_bfloat16_rounds(shared_folder, stock_pipeline):
-    """The compact keys add up in another order: as far from float32 as the stock pipeline, or a quarter more."""
+    """The compact keys add up in another order: as far from float32 as stock, or a quarter more."""
     ours = AltDiffusionPipeline.from_pretrained(shared_folder, dtype="bfloat16", device="cpu")
     stock = DiffusionPipeline.from_pretrained(shared_folder, dtype=torch.bfloat16)
     expected, exact = latents(stock), latents(stock_pipeline)
