@@ -137,7 +137,7 @@ def recipe_flags(path: Path) -> list[str]:
     if path.stat().st_size > _LARGEST:
         raise ValueError(f"config: {name} has {path.stat().st_size:,} bytes; allowed: up to {_LARGEST:,}")
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)
+        tree = _PlainLoader(path.read_text(encoding="utf-8")).get_single_data()
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"config: {name} is no YAML: {one_line(error)}") from None
     if not isinstance(tree, dict):
