@@ -93,7 +93,7 @@ REFUSALS: dict[str, tuple[Callable[[Any], object], list[str]]] = {
     ),
     "transparent": (
         lambda service: open_image(claiming(5200, 5000, transparent=True)),
-        ["5200", "PNG", "25"],
+        ["5200", "PNG", "17"],
     ),
     "dimensions": (lambda service: open_image(png((30_000, 1))), ["30000", "1"]),
     "unsaid": (lambda service: read_provenance(png()), []),
