@@ -121,7 +121,7 @@ class VAE(Part):
         self,
         z: Float[Tensor, "batch channels height width"],
         return_dict: bool = True,
-        generator: torch.Generator | None = None,
+        generator: Any = None,
     ) -> Any:
         pixels = self._run("vae_decoder", z.float())
         return DecoderOutput(sample=pixels) if return_dict else (pixels,)

@@ -37,8 +37,8 @@ def check(folder: Path, needed: int, what: str, argument: str) -> None:
 
     if needed > (left := free(folder)):
         raise BadRequest(
-            f"{argument}: {shorten(str(folder))} has {readable(left)} free, and {what} takes about "
-            f"{readable(needed)}; allowed a folder with more room"
+            f"{argument}: {shorten(str(folder))} has {readable(left)} free of the {readable(needed)} "
+            f"that {what} may take; allowed a folder with more room"
         )
 
 

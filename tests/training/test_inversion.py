@@ -79,6 +79,7 @@ def test_a_pipeline_that_loads_the_file_hears_what_was_trained(drawing, tmp_path
     assert {path.name for path in (tmp_path / "model").iterdir()} == {
         "learned_embeds.safetensors",
         "README.md",
+        "manifest.json",
     }
     checkpoint = load_file(tmp_path / "checkpoint-00000004/model.safetensors")
     assert list(checkpoint) == ["vectors"] and learned(tmp_path).equal(checkpoint["vectors"])

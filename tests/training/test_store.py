@@ -98,6 +98,6 @@ def test_a_disk_without_room_is_refused_in_one_line(tmp_path, monkeypatch, caplo
     check_room(tmp_path / "not" / "there", 5_000, "3 text states")
     assert "3 text states take 5.0 kB in" in caplog.text and "are free" in caplog.text
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2_000_000))
-    message = r"^cache: .* has 2\.0 MB free, and 7 text states takes about 3\.5 GB; allowed a folder"
+    message = r"^cache: .* has 2\.0 MB free of the 3\.5 GB that 7 text states may take; allowed a folder"
     with pytest.raises(ValueError, match=message):
         check_room(tmp_path, 3_500_000_000, "7 text states")
