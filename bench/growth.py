@@ -28,7 +28,7 @@ from altdiffusion.retrieval.where import ANYWHERE
 from bench import generate_ways as ways
 from bench.encode_ways import captions
 from bench.report import RESULTS, Start, origin, parser, tell
-from bench.search import EXACT, emoji, store
+from bench.search import EXACT, clusters, emoji, store
 
 PLOT = RESULTS.parent / "images" / "growth.png"
 SIDES = {"published": (128, 192, 256, 384, 512), "tiny": (64, 128)}
@@ -105,7 +105,7 @@ def picture_jobs(shape: ways.Shape, name: str) -> dict[tuple[str, int], Callable
 def index_jobs(shape: str, scratch: Path) -> dict[tuple[str, int], Callable[[], Any]]:
     jobs: dict[tuple[str, int], Callable[[], Any]] = {}
     for rows in ROWS[shape]:
-        images, texts = emoji(rows, 20)
+        images, texts = (clusters if shape == "tiny" else emoji)(rows, 20)
         frame = Frame(images[:: max(1, rows // 128)].mean(axis=0), texts.mean(axis=0))
         whole = rows <= EXACT
         engine, _ = store(scratch / str(rows), images, frame, signs=not whole)
