@@ -52,8 +52,11 @@ def tabs_are(page: Any, tag: str) -> None:
         "[...document.querySelectorAll('[role=tab]')].map((one) => one.innerText).join()",
         arg=names,
     )
-    assert page.inner_text("#ad-generate") == texts(tag)["generate"]
-    assert page.inner_text("#ad-tagline") == texts(tag)["tagline"]
+    for name in ("generate", "tagline"):  # each is drawn anew when its turn comes
+        page.wait_for_function(
+            "([name, text]) => document.querySelector(`#ad-${name}`).innerText === text",
+            arg=[name, texts(tag)[name]],
+        )
 
 
 @pytest.mark.parametrize(
