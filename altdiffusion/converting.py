@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from altdiffusion import __version__, bundled, cards, checkpoints, layouts, terminal
+from altdiffusion import __version__, bundled, cards, checkpoints, layouts, room, terminal
 from altdiffusion.presets import PRESETS
 from altdiffusion.requests import BadRequest, shorten
 
@@ -37,7 +37,7 @@ def convert(
     terminal.note(f"found {layouts.FORMATS[found.format]} ({found.format}, form {found.form}): {found.why}")
     folder = None if tokenizer is None else Path(tokenizer)
     contents = layouts.read(found, ema=False if raw else None, tokenizer=folder)
-    terminal.note(f"writing and comparing {_size(_bytes(contents))}")
+    terminal.note(f"writing and comparing {room.readable(_bytes(contents))}")
     from altdiffusion import writing
 
     if to is not None:
@@ -133,10 +133,6 @@ def _machine_facts() -> dict[str, Any]:
 def _bytes(contents: layouts.Source) -> int:
     tensors = [tensor for part in contents.parts.values() for tensor in part.tensors.values()]
     return sum(tensor.nbytes for tensor in [*tensors, *contents.left.values()])
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _dtype(dtype: Any) -> str:
