@@ -37,7 +37,7 @@ def convert(
     terminal.note(f"found {layouts.FORMATS[found.format]} ({found.format}, form {found.form}): {found.why}")
     folder = None if tokenizer is None else Path(tokenizer)
     contents = layouts.read(found, ema=False if raw else None, tokenizer=folder)
-    terminal.note(f"writing and comparing {room.readable(_bytes(contents))}")
+    terminal.note(f"writing and comparing {room.readable(contents.nbytes)}")
     from altdiffusion import writing
 
     if to is not None:
@@ -91,7 +91,7 @@ def _model_facts(model: str | None) -> dict[str, Any]:
         "published_as": " or ".join(cards.base_models(found.form, published, draws=found.draws)) or None,
         "heads": heads,
         "parameters": {name: sum(tensor.numel() for tensor in part) for name, part in tensors.items()},
-        "weight_bytes": _bytes(contents),
+        "weight_bytes": contents.nbytes,
         "weight_dtypes": sorted({_dtype(tensor.dtype) for part in tensors.values() for tensor in part}),
         "licence": cards.licence(path) or (None if found.form == "own" else cards.OPENRAIL),
         "fingerprint": _fingerprint(model, draws=found.draws),
@@ -128,11 +128,6 @@ def _machine_facts() -> dict[str, Any]:
         "attention": {"chosen": chosen, "reason": reason, "available": available},
         "versions": {"altdiffusion": __version__, **versions},
     }
-
-
-def _bytes(contents: layouts.Source) -> int:
-    tensors = [tensor for part in contents.parts.values() for tensor in part.tensors.values()]
-    return sum(tensor.nbytes for tensor in [*tensors, *contents.left.values()])
 
 
 def _dtype(dtype: Any) -> str:

@@ -87,10 +87,10 @@ def embed_shards(
     number, of, device = encoding.process()
     clip = AltCLIP.from_pretrained(model, device=device if runtime == "torch" else None, runtime=runtime)
     folder.mkdir(parents=True, exist_ok=True)
-    todo = [shard for shard in shards if not _finished(folder, shard, form, clip.fingerprint)]
-    _check_room(folder, sum(shard.count for shard in todo), clip.dim)
+    rows = {s.name: s.count for s in shards if not _finished(folder, s, form, clip.fingerprint)}
+    _check_room(folder, sum(rows.values()), clip.dim)
     for shard in shards[number::of]:
-        if shard in todo:
+        if shard.name in rows:
             block = encoding.encode_rows(clip, shard.rows())
             _check_room(folder, len(block.keys), clip.dim)
             {"npy": _write_npy, "parquet": _write_parquet}[form](folder, shard, block, clip.fingerprint)

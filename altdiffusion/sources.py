@@ -80,6 +80,12 @@ class Source:
     processors: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Image preprocessing: of `altclip`, and the safety checker's as `feature_extractor`."""
 
+    @property
+    def nbytes(self) -> int:
+        """Of all tensors, those without a place too."""
+        tensors = [tensor for part in self.parts.values() for tensor in part.tensors.values()]
+        return sum(tensor.nbytes for tensor in [*tensors, *self.left.values()])
+
 
 def read(
     layout: Layout,

@@ -161,9 +161,7 @@ def _aside(source: Source, target: Path, write: Callable[[Path], Any]) -> Writte
     if checkpoints.adapter_config(source.layout.path / checkpoints.ADAPTER):
         found = "has an adapter, for which stock models have no place"
         raise refusal(source.layout.path, f"{found}; allowed: a model whose adapter is folded")
-    size = sum(t.nbytes for part in source.parts.values() for t in part.tensors.values())
-    size += sum(t.nbytes for t in source.left.values())
-    room.check(target.parent, size, "what is to be written", "target")
+    room.check(target.parent, source.nbytes, "what is to be written", "target")
     stage = aside.make_stage(target.parent)
     try:
         place = stage / target.name

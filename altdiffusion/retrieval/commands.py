@@ -141,8 +141,8 @@ def _bar() -> Iterator[Progress | None]:
         def show(done: int, of: int) -> None:
             bar.total = of
             bar.update(done - bar.n)
-            if done == of:  # which from 100,000 on takes minutes
-                bar.set_postfix_str("linking the vectors")
+            if done == of:  # of a large index this takes minutes
+                bar.set_postfix_str("finishing the index")
 
         yield show
 
