@@ -21,10 +21,9 @@ _KNOWN = 4000  # sessions and events, the latest; twice as many as gradio keeps 
 class Audience:
     """Knows until when each event may go on without being heard. All in one thread, the server's loop."""
 
-    #: Seconds in which the page asks for its news, many times over; where a hundred come at once it took 5.
-    soon = 15.0
-    #: Seconds for a person who types the second of two commands; what is drawn by then can still be fetched.
-    later = 30.0
+    #: Seconds for a person who types the second of two commands, and for a page that came with a hundred others to
+    #: a busy machine. What is drawn by then can still be fetched.
+    patience = 30.0
 
     def __init__(self) -> None:
         self._until: OrderedDict[str, float] = OrderedDict()
@@ -32,8 +31,7 @@ class Audience:
 
     def waits_for(self, event: str, session: str | None) -> bool:
         """To be asked as an event begins, and at each of its news."""
-        alone = session is None or session == event
-        self._until.setdefault(event, time.monotonic() + (self.later if alone else self.soon))
+        self._until.setdefault(event, time.monotonic() + self.patience)
         while len(self._until) > _KNOWN:
             self._until.popitem(last=False)
         return max(self._until[event], self._until.get(session or event, 0)) > time.monotonic()

@@ -315,7 +315,7 @@ def test_what_nobody_ever_listens_to_is_given_up(
     app: SimpleNamespace, way: str, monkeypatch: pytest.MonkeyPatch
 ):
     """A program that never fetches its answer, and a tab that was closed as it asked."""
-    monkeypatch.setattr(app.demo.audience, "later" if way == "call" else "soon", 0.3)
+    monkeypatch.setattr(app.demo.audience, "patience", 0.3)
     monkeypatch.setattr(app.painter, "pace", 0.05)
     data, closed, drawn = ["a", *with_value(1, 100)], app.painter.closed, app.painter.drawn
     if way == "call":
