@@ -61,7 +61,7 @@ def covered(model: str | None) -> list[str]:
     listed = folder.parent / "drawn.json"
     if listed.is_file():
         return json.loads(listed.read_text(encoding="utf-8"))["covered"]
-    return list(load_emoji().covered)
+    return list(load_emoji().characters)
 
 
 def measure_judge(pipeline: AltDiffusionPipeline, judge: Judge) -> dict:

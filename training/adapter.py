@@ -78,7 +78,7 @@ class AdapterConfig:
     languages: tuple[str, ...] = ()
     """Caption languages; empty means all."""
     emoji: int = 0
-    """Learn from the first so many of the covered emoji, spread evenly; 0 takes all of them."""
+    """Learn from so many of the emoji, spread evenly; 0 takes all of them."""
     fitted_captions: int = 2048
     """Captions on which the linear map is fitted by least squares before training; 0 starts without."""
     block_weight: float = 0.1
@@ -200,10 +200,10 @@ def named(argument: str) -> Iterator[None]:
 
 
 def chosen_scenes(config: AdapterConfig) -> list[Scene]:
-    covered = load_emoji().covered
-    count = min(config.emoji or len(covered), len(covered))
-    places = np.linspace(0, len(covered) - 1, count).round().astype(int)
-    return [centred(covered[place]) for place in places]
+    characters = load_emoji().characters
+    count = min(config.emoji or len(characters), len(characters))
+    places = np.linspace(0, len(characters) - 1, count).round().astype(int)
+    return [centred(characters[place]) for place in places]
 
 
 def build(config: AdapterConfig) -> Imitation:

@@ -7,7 +7,6 @@ every run sees the same data.
 """
 
 import hashlib
-import re
 import xml.etree.ElementTree as ElementTree  # a Debian package's own files  # nosec B405
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -22,26 +21,6 @@ FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 CLDR = Path("/usr/share/unicode/cldr/common")
 #: The only size at which this bitmap font has pictures, and their size in pixels.
 FONT_SIZE, GLYPH_SIZE = 109, (136, 128)
-#: The emoji that the 64 px model draws: CLDR's own labels (`properties/labels.txt`), (group, label) or
-#: (group, None) for all.
-COVERED_LABELS = (
-    ("Animals & Nature", None),
-    ("Food & Drink", None),
-    ("Activities", None),
-    ("Objects", None),
-    ("Travel & Places", "sky & weather"),
-    ("Travel & Places", "place-building"),
-    ("Travel & Places", "place-geographic"),
-    ("Travel & Places", "transport-air"),
-    ("Travel & Places", "transport-ground"),
-    ("Travel & Places", "transport-water"),
-    ("Smileys & People", "face-positive"),
-    ("Smileys & People", "face-fantasy"),
-    ("Smileys & People", "cat-face"),
-    ("Smileys & People", "monkey-face"),
-)
-#: Labels of whole groups that are left out: sheets, boxes and folders that 64 px hardly tell apart.
-NOT_COVERED = {("Objects", "office"), ("Objects", "mail")}
 WHITE = (255, 255, 255)
 
 
@@ -51,7 +30,6 @@ class Emoji:
 
     characters: tuple[str, ...]
     """Those of one code point with a picture and a name in all languages: 1,364 with Debian 12's packages."""
-    covered: tuple[str, ...]
     names: dict[str, dict[str, str]]
     keywords: dict[str, dict[str, tuple[str, ...]]]
     """Only those that one emoji of the language has: an ambiguous one teaches nothing about pictures."""
@@ -69,16 +47,8 @@ def load_emoji() -> Emoji:
     common = set.intersection(*(set(of_language) for of_language in names.values()))
     # Below U+0100 stand letters and signs (#, *, ©, ®) that the font only serves as parts of others.
     characters = tuple(sorted(c for c in common if len(c) == 1 and ord(c) > 0xFF and glyph(c).getbbox()))
-    labels = character_labels()
-    chosen = {label for label in COVERED_LABELS if label[1]}
-    whole = {group for group, label in COVERED_LABELS if label is None}
-    drawn = {
-        c for c in labels if labels[c] in chosen or (labels[c][0] in whole and labels[c] not in NOT_COVERED)
-    }
-    covered = tuple(c for c in characters if c in drawn)
     return Emoji(
         characters=characters,
-        covered=covered,
         names={tag: {c: names[tag][c] for c in characters} for tag in LANGUAGES},
         keywords={tag: unambiguous(keywords[tag], names[tag], characters) for tag in LANGUAGES},
         list_patterns={tag: list_patterns(tag) for tag in LANGUAGES},
@@ -122,19 +92,6 @@ def list_patterns(tag: str) -> dict[str, str]:
     standard = next(p for p in root.iter("listPattern") if p.get("type") is None)
     inherited = dict.fromkeys(("start", "middle", "end", "2"), "{0}, {1}")
     return inherited | {part.attrib["type"]: part.text or "" for part in standard}
-
-
-def character_labels() -> dict[str, tuple[str, str]]:
-    """First (group, label) of each character in CLDR's `labels.txt`; sequences in braces are left out."""
-    labels: dict[str, tuple[str, str]] = {}
-    for line in (CLDR / "properties" / "labels.txt").read_text(encoding="utf-8").splitlines():
-        if line.startswith("["):
-            characters, group, label = (part.strip() for part in line.split(";"))
-            single = re.sub(r"\{[^}]*\}", "", characters[1:-1])
-            for first, last in re.findall(r"(.)(?:-(.))?", single):
-                for code in range(ord(first), ord(last or first) + 1):
-                    labels.setdefault(chr(code), (group, label))
-    return labels
 
 
 @cache
@@ -213,9 +170,15 @@ def light_colour(random: np.random.Generator) -> tuple[int, int, int]:
     return red, green, blue
 
 
+def in_a_row(characters: tuple[str, ...]) -> Scene:
+    """These emoji side by side from left to right, as their caption names them, on white."""
+    share = 1 / len(characters)
+    return Scene(tuple(Placed(c, (n + 0.5) * share, 0.5, 0.85 * share) for n, c in enumerate(characters)))
+
+
 def centred(character: str) -> Scene:
     """The one picture of an emoji that stands for it in evaluation: in the middle, on white."""
-    return Scene((Placed(character, 0.5, 0.5, 0.85),))
+    return in_a_row((character,))
 
 
 def draw(scene: Scene, size: int) -> Image.Image:

@@ -1,14 +1,18 @@
 """The emoji as a text-to-image stage trains on them: their pictures' latents, and captions."""
 
+from collections.abc import Iterator
+from functools import partial
+from itertools import combinations, islice
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from training.captions import Captions
+from training.captions import Captions, held_out_pair
 from training.config import RunConfig
-from training.emoji import Scene, load_emoji, random_scene
+from training.emoji import Scene, in_a_row, load_emoji, random_scene
+from training.samples import shorten
 
 
 class EmojiFields(Protocol):
@@ -25,25 +29,36 @@ class EmojiFields(Protocol):
     @property
     def variants(self) -> int: ...
     @property
+    def pairs(self) -> int: ...
+    @property
+    def pair_share(self) -> float: ...
+    @property
     def caption_dropout(self) -> float: ...
 
 
 class CaptionedLatents(torch.utils.data.Dataset):
-    """Endless (latents, caption): a cached picture of a covered emoji, its caption in some language."""
+    """Endless (latents, caption): a cached picture of one emoji or two, its caption in some language.
+
+    A caption of two names them from left to right, in the language's own list pattern.
+    """
 
     items = None
 
     def __init__(self, config: EmojiFields, latents: Tensor, scenes: list[Scene]) -> None:
         self.config, self.latents, self.scenes = config, latents, scenes
         self.captions = Captions(load_emoji())
+        self.singles = len(scenes) - config.pairs
 
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         random = np.random.default_rng((self.config.run.seed, index, 3))
-        number = int(random.integers(len(self.scenes)))
+        if self.config.pairs and random.random() < self.config.pair_share:
+            number, write = self.singles + int(random.integers(self.config.pairs)), self.captions.name
+        else:
+            number, write = int(random.integers(self.singles)), partial(self.captions.caption, random=random)
         scene = self.scenes[number]
         tag = self.captions.random_language(random, scene.characters, self.config.languages)
         dropped = random.random() < self.config.caption_dropout
-        return self.latents[number], "" if dropped else self.captions.caption(scene, tag, random)
+        return self.latents[number], "" if dropped else write(scene, tag)
 
     def collate(self, items: list[tuple[Tensor, str]]) -> tuple[Tensor, list[str]]:
         latents, texts = zip(*items, strict=True)
@@ -51,9 +66,10 @@ class CaptionedLatents(torch.utils.data.Dataset):
 
 
 def chosen_scenes(config: EmojiFields) -> list[Scene]:
-    """`variants` scenes of each emoji that is drawn: one emoji, near the middle, on white."""
+    """`variants` scenes of each emoji that is drawn, near the middle, on white; then `pairs` scenes of two of
+    them side by side, none of a pair that is held out."""
     emoji = load_emoji()
-    drawn = emoji.covered
+    drawn = emoji.characters
     if config.characters:
         drawn = tuple(config.characters)
         if strange := [c for c in drawn if c not in emoji.characters]:
@@ -63,11 +79,23 @@ def chosen_scenes(config: EmojiFields) -> list[Scene]:
             drawn[round(i * (len(drawn) - 1) / max(1, config.emoji - 1))] for i in range(config.emoji)
         )
     spread = 0.3 if config.variants > 1 else 0.0
-    return [
+    singles = [
         random_scene(config.run.seed, 1000 * ord(c) + n, (c,), spread=spread)
         for c in drawn
         for n in range(config.variants)
     ]
+    return [*singles, *islice(random_pairs(config.run.seed, tuple(dict.fromkeys(drawn))), config.pairs)]
+
+
+def random_pairs(seed: int, characters: tuple[str, ...]) -> Iterator[Scene]:
+    """Two of the emoji side by side, on and on; a pair that is held out is passed over."""
+    random = np.random.default_rng((seed, 4))
+    if all(held_out_pair(pair) for pair in combinations(characters, 2)):
+        raise ValueError(f"pairs: of {shorten(''.join(characters))!r} there is none; allowed: 0")
+    while True:
+        pair = tuple(characters[n] for n in random.choice(len(characters), 2, replace=False))
+        if not held_out_pair(pair):
+            yield in_a_row(pair)
 
 
 def swap_captions(languages: tuple[str, ...]) -> list[str]:

@@ -133,7 +133,7 @@ def describe(config: PackageConfig, pipeline: StableDiffusionPipeline) -> dict:
     recipe, taken_over = recipes(config)
     revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return {
-        "covered": [c for c in load_emoji().covered if c in drawn],
+        "covered": [c for c in load_emoji().characters if c in drawn],
         "languages": list(LANGUAGES),
         "defaults": {
             "steps": config.steps,

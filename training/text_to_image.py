@@ -78,13 +78,17 @@ class TextToImageConfig:
     languages: tuple[str, ...] = ()
     """Caption languages; empty means all."""
     emoji: int = 0
-    """Draw only the first so many of the covered emoji, spread evenly; 0 draws all of them."""
+    """Draw only so many of the emoji, spread evenly; 0 draws all of them."""
     characters: str = ""
-    """Draw these emoji alone, covered or not."""
+    """Draw these emoji alone."""
     instance_prompt: str = ""
     """Caption of every picture, in place of its own: DreamBooth's instance prompt."""
     variants: int = 8
     """Pictures of each emoji, which differ in place and size; a single one stands in the middle."""
+    pairs: int = 0
+    """Pictures of two emoji side by side, which their caption names from left to right."""
+    pair_share: float = 0.3
+    """Share of the samples that are such pairs, where there are any."""
     prior: PriorConfig = field(default_factory=PriorConfig)
     caption_dropout: float = 0.1
     """Share of captions replaced by the empty one, for classifier-free guidance."""
@@ -120,6 +124,12 @@ class TextToImageConfig:
             )
         if not 0 <= self.caption_dropout <= 1:
             raise ValueError(f"caption_dropout: {self.caption_dropout}; allowed: 0 to 1")
+        if self.pairs < 0 or not 0 <= self.pair_share < 1:
+            raise ValueError(
+                f"pairs: {self.pairs} with pair_share {self.pair_share}; allowed: 0 and more, 0 to below 1"
+            )
+        if self.pairs and self.cache is not None:
+            raise ValueError(f"cache: with pairs {self.pairs}, whose captions are too many; allowed: without")
         check_workers(self.reading.streaming, self.run.workers)
         if self.reading.streaming and self.cache is not None:
             raise ValueError(

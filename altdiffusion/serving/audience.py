@@ -21,8 +21,8 @@ _KNOWN = 4000  # sessions and events, the latest; twice as many as gradio keeps 
 class Audience:
     """Knows until when each event may go on without being heard. All in one thread, the server's loop."""
 
-    #: Seconds for a person who types the second of two commands, and for a page that came with a hundred others to
-    #: a busy machine. What is drawn by then can still be fetched.
+    #: Seconds for a person who types the second of two commands, and for a page that came with many others
+    #: to a busy machine. What is drawn by then can still be fetched.
     patience = 30.0
 
     def __init__(self) -> None:

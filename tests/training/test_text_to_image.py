@@ -13,6 +13,7 @@ from altdiffusion import AltDiffusionPipeline
 from altdiffusion.trainable import add_lora, lora_state, select_parameters
 from tests.fakes import SENTENCES, padded_encode, tiny_unet
 from tests.training.conftest import flags
+from training.captions import held_out_pair
 from training.config import parse
 from training.emoji import load_emoji
 from training.emoji_latents import CaptionedLatents, chosen_scenes
@@ -156,8 +157,7 @@ def test_data_and_prior_take_turns_and_the_weight_is_the_priors(drawing, tmp_pat
 
 
 def test_an_instance_prompt_captions_the_chosen_emoji(drawing, tmp_path):
-    emoji = load_emoji()
-    rare = next(c for c in emoji.characters if c not in emoji.covered)
+    rare = "🪁"
     more = f"--characters {rare} --caption-dropout 0.5"
     settings = config(tmp_path, 1, drawing, more)
     scenes = chosen_scenes(settings)
@@ -169,6 +169,34 @@ def test_an_instance_prompt_captions_the_chosen_emoji(drawing, tmp_path):
     assert losses(tmp_path) != losses(tmp_path / "named")
     with pytest.raises(ValueError, match=r"^characters: 'x' is none"):
         chosen_scenes(config(tmp_path, 1, drawing, "--characters x"))
+
+
+def test_pairs_stand_side_by_side_as_their_caption_names_them(drawing, tmp_path):
+    settings = config(tmp_path, 1, drawing, "--emoji 60 --pairs 50 --pair-share 0.5 --caption-dropout 0")
+    scenes = chosen_scenes(settings)
+    singles, pairs = scenes[:60], scenes[60:]
+    assert all(len(scene.placed) == 1 for scene in singles) and len(pairs) == 50
+    assert all([placed.x for placed in scene.placed] == [0.25, 0.75] for scene in pairs)
+    assert not any(held_out_pair(scene.characters) for scene in pairs)
+    numbers = torch.arange(float(len(scenes)))[:, None]
+    data, names = CaptionedLatents(settings, numbers, scenes), load_emoji().names
+    seen = [data[n] for n in range(400)]
+    drawn = [(scenes[int(latent)].characters, text) for latent, text in seen]
+    both = [(pair, text) for pair, text in drawn if len(pair) == 2]
+    assert 0.4 < len(both) / len(seen) < 0.6
+    english = {pair: "{} and {}".format(*(names["en"][c] for c in pair)) for pair, _ in both}
+    assert sum(text == english[pair] for pair, text in both) > 5
+    lists = {tag: load_emoji().list_patterns[tag]["2"] for tag in names}
+    for pair, text in both:
+        assert text in {lists[tag].format(*(names[tag][c] for c in pair)) for tag in names}
+
+
+def test_pairs_need_two_emoji_that_may_meet(drawing, tmp_path):
+    with pytest.raises(ValueError, match=r"^pairs: of '🪁' there is none; allowed: 0$"):
+        chosen_scenes(config(tmp_path, 1, drawing, "--characters 🪁 --pairs 3"))
+    for more in ("--pairs -1", "--pairs 1 --pair-share 1", "--pairs 1 --cache c"):
+        with pytest.raises(SystemExit):
+            config(tmp_path, 1, drawing, more)
 
 
 @pytest.mark.parametrize("form", ["m9", "m18"])
