@@ -28,10 +28,11 @@ PARTS: dict[str, tuple[str, ...]] = {
     "search": ("-o", "--write"),
     "openvino": ("-o", "--write"),
     "gpu": ("-o",),
+    "inputs": ("-o", "--write"),
     "quality": ("-o", "--write"),
 }
-#: Figures of the bundled model's pictures: another question than speed.
-_NOT_SPEED = {"quality"}
+#: Other questions than speed: the bundled model's pictures, and what is refused.
+_NOT_SPEED = {"quality", "inputs"}
 _ROOT = Path(__file__).parent.parent
 
 

@@ -17,18 +17,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from altdiffusion import AltCLIP, AltDiffusionPipeline, bundled
 from altdiffusion.languages import LANGUAGES
-from bench.judge import Judge, figures, plain
+from bench.judge import Judge, figures, held_out_pairs, plain
 from bench.quality_report import MARK, publish, tables
 from bench.report import Start, parser, tell
 from training.captions import TEMPLATES, Captions, fill, held_out_pair
-from training.emoji import centred, draw, load_emoji, random_scene
+from training.emoji import centred, draw, in_a_row, load_emoji, random_scene
 
-PARTS = ("judge", "generation", "templates", "keywords", "retrieval", "zero-shot")
+PARTS = ("judge", "generation", "templates", "keywords", "pairs", "retrieval", "zero-shot")
 BATCH = 25
 
 
@@ -65,30 +66,39 @@ def covered(model: str | None) -> list[str]:
 
 
 def measure_judge(pipeline: AltDiffusionPipeline, judge: Judge) -> dict:
-    """The judge on real scenes of every emoji, and on what the autoencoder makes of them."""
+    """The judge on real scenes of every emoji, on pairs, and on what the autoencoder makes of them."""
     scenes = [plain(random_scene(7, n, (c,), pastel=0.5)) for n, c in enumerate(judge.characters)]
-    real = [draw(scene, 64) for scene in scenes]
-    rebuilt = []
-    with torch.no_grad():
-        for first in range(0, len(real), 64):
-            images = pipeline.image_processor.preprocess(real[first : first + 64])
-            latents = pipeline.vae.encode(images).latent_dist.mean
-            rebuilt += pipeline.image_processor.postprocess(pipeline.vae.decode(latents).sample)
-    wanted = list(judge.characters)
+    singles, pairs = [draw(scene, 64) for scene in scenes], held_out_pairs(500)
+    both = [draw(in_a_row(tuple(pair)), 64) for pair in pairs]
     return {
-        "real": figures(judge.ranks(real, wanted)),
-        "reconstructions": figures(judge.ranks(rebuilt, wanted)),
+        "real": figures(judge.ranks(singles, list(judge.characters))),
+        "reconstructions": figures(judge.ranks(rebuilt(pipeline, singles), list(judge.characters))),
+        "real pairs": figures(judge.pair_ranks(both, pairs)),
+        "reconstructed pairs": figures(judge.pair_ranks(rebuilt(pipeline, both), pairs)),
     }
 
 
-def measure_generation(pipeline, judge: Judge, arguments, write_prompt, seen) -> dict:
-    """Top-1 and top-5 per language; prompts for which `seen` is False are counted apart."""
-    chosen = list(arguments.characters) or sample(covered(arguments.model), arguments.emoji)
+@torch.no_grad()
+def rebuilt(pipeline: AltDiffusionPipeline, real: list[Image.Image]) -> list[Image.Image]:
+    """What the autoencoder makes of the pictures."""
+    made = []
+    for first in range(0, len(real), 64):
+        images = pipeline.image_processor.preprocess(real[first : first + 64])
+        latents = pipeline.vae.encode(images).latent_dist.mean
+        made += pipeline.image_processor.postprocess(pipeline.vae.decode(latents).sample)
+    return made
+
+
+def measure_generation(pipeline, rank, chosen: list[str], languages, write_prompt, seen) -> dict:
+    """Top-1 and top-5 per language; prompts for which `seen` is False are counted apart.
+
+    `chosen` are emoji, or two of them in one string; `rank(pictures, wanted)` is the judge's for these.
+    """
     table, apart = {}, []
-    for tag in tqdm(arguments.languages, desc="languages", disable=None):
-        prompts = [write_prompt(tag, c) for c in chosen]
+    for tag in tqdm(languages, desc="languages", disable=None):
+        prompts = [write_prompt(tag, one) for one in chosen]
         kept = [n for n, prompt in enumerate(prompts) if prompt is not None]
-        ranks = judge.ranks(pictures(pipeline, [prompts[n] for n in kept]), [chosen[n] for n in kept])
+        ranks = rank(pictures(pipeline, [prompts[n] for n in kept]), [chosen[n] for n in kept])
         known = np.array([seen(tag, chosen[n]) for n in kept])
         table[tag] = figures(ranks[known])
         apart += ranks[~known].tolist()
@@ -181,8 +191,12 @@ class Prompts:
         held = words.difference(self.captions.seen_keywords(tag, character))
         return min(held) if held else None
 
-    def seen(self, tag: str, character: str) -> bool:
-        return not self.captions.unseen_name(tag, character)
+    def pairs(self, tag: str, pair: str) -> str | None:
+        """Both names, joined by the language's own list pattern."""
+        return self.captions.name(in_a_row(tuple(pair)), tag)
+
+    def seen(self, tag: str, characters: str) -> bool:
+        return not any(self.captions.unseen_name(tag, c) for c in characters)
 
 
 def drawing(arguments: argparse.Namespace) -> AltDiffusionPipeline:
@@ -202,14 +216,17 @@ def run(arguments: argparse.Namespace) -> dict:
     drawn, encoded = functools.cache(lambda: drawing(arguments)), functools.cache(lambda: encoder(arguments))
     judge = Judge()
 
-    def generation(prompt: Any) -> dict:
-        return measure_generation(drawn(), judge, arguments, prompt, prompts.seen)
+    chosen = list(arguments.characters) or sample(covered(arguments.model), arguments.emoji)
+
+    def generation(prompt: Any, rank: Any = judge.ranks, chosen: list[str] = chosen) -> dict:
+        return measure_generation(drawn(), rank, chosen, arguments.languages, prompt, prompts.seen)
 
     measures = {
         "judge": lambda: measure_judge(drawn(), judge),
         "generation": lambda: generation(prompts.generation),
         "templates": lambda: generation(prompts.templates),
         "keywords": lambda: generation(prompts.keywords),
+        "pairs": lambda: generation(prompts.pairs, judge.pair_ranks, held_out_pairs(arguments.pairs)),
         "retrieval": lambda: measure_retrieval(encoded(), arguments.scenes),
         "zero-shot": lambda: measure_zero_shot(encoded()),
     }
@@ -226,6 +243,7 @@ def main() -> None:
     )
     options.add_argument("--languages", nargs="+", choices=list(LANGUAGES), default=list(LANGUAGES))
     options.add_argument("--emoji", type=int, default=200, help="emoji per language")
+    options.add_argument("--pairs", type=int, default=50, help="pairs of emoji per language")
     options.add_argument("--characters", default="", help="these emoji, in the place of a sample")
     options.add_argument("--lora", type=Path, help="folder or file of a LoRA to draw with")
     options.add_argument("--scenes", type=int, default=1000)

@@ -25,6 +25,8 @@ def tables(report: dict) -> str:
         ("pictures top-1", "generation", "top1"),
         ("pictures top-5", "generation", "top5"),
         ("held-out template top-5", "templates", "top5"),
+        ("held-out keyword top-5", "keywords", "top5"),
+        ("two emoji, both found", "pairs", "top5"),
         ("retrieval MR", "retrieval", "MR"),
         ("zero-shot top-1", "zero-shot", "top1"),
         ("zero-shot top-5", "zero-shot", "top5"),
@@ -51,10 +53,13 @@ def tables(report: dict) -> str:
                 f"top-1 {seen['top1']:.3f}, top-5 {seen['top5']:.3f}"
             )
     if "judge" in report:
-        real, rebuilt = report["judge"]["real"], report["judge"]["reconstructions"]
-        lines.append(
-            f"- the judge itself, {real['pictures']} emoji: top-1 {real['top1']:.3f} on real pictures, "
-            f"{rebuilt['top1']:.3f} on the autoencoder's reconstructions of them"
-        )
+        one, remade = report["judge"]["real"], report["judge"]["reconstructions"]
+        two, both = report["judge"]["real pairs"], report["judge"]["reconstructed pairs"]
+        lines += [
+            f"- the judge itself, {one['pictures']} emoji: top-1 {one['top1']:.3f} on real pictures, "
+            f"{remade['top1']:.3f} on the autoencoder's reconstructions of them",
+            f"- the judge itself, {two['pictures']} pairs: both found in {two['top5']:.3f} of real pictures, "
+            f"{both['top5']:.3f} of reconstructions",
+        ]
     lines.append(origin(report))
     return "\n".join([*lines, ""])

@@ -1,11 +1,14 @@
 """The judge of pictures: what it must not be fooled by."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from bench.judge import Judge, descriptor, plain
-from training.emoji import Placed, Scene, draw, random_scene
+from bench.judge import Judge, descriptor, held_out_pairs, plain
+from training.captions import held_out_pair
+from training.emoji import Placed, Scene, centred, draw, in_a_row, random_scene
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +46,22 @@ def test_noise_and_blank_pictures_are_not_the_wanted_emoji(judge):
 def test_emoji_that_differ_in_size_alone_count_as_one(judge):
     scene = Scene((Placed("◻", 0.5, 0.5, 0.85),))
     assert judge.ranks([draw(scene, 64)], ["⬜"])[0] == 0
+
+
+@pytest.mark.parametrize("ground", [(255, 255, 255), (230, 245, 210)])
+def test_both_of_two_are_found_wherever_they_stand(judge, ground):
+    pairs = held_out_pairs(60)
+    scenes = [random_scene(3, n, tuple(pair), counts=(2,)) for n, pair in enumerate(pairs)]
+    drawn = [draw(replace(scene, top=ground, bottom=ground), 64) for scene in scenes]
+    assert (judge.pair_ranks(drawn, pairs) < 5).mean() >= 0.95
+
+
+def test_one_of_two_is_not_both(judge):
+    drawn = [draw(in_a_row(("🦞", "🦞")), 64), draw(centred("🦞"), 64), draw(in_a_row(("🦞", "🍎")), 64)]
+    assert (judge.pair_ranks(drawn, ["🦞🍎"] * 3) < 5).tolist() == [False, False, True]
+
+
+def test_held_out_pairs_are_always_the_same_and_never_trained_on():
+    pairs = held_out_pairs(20)
+    assert pairs == held_out_pairs(30)[:20]
+    assert all(held_out_pair(tuple(pair)) for pair in pairs)
