@@ -202,7 +202,11 @@ of the keywords, one template per language, 10 % of the pairs of emoji.
 `training/recipes/emoji/train.sh`; `emoji.json` holds the resolved configuration of every stage and the
 commit. What it lists under `taken over` was trained for the model before, at the commit given there.
 
+<!-- pictures -->
+<!-- /pictures -->
+
 <!-- figures -->
+<!-- /figures -->
 """
 
 
