@@ -186,7 +186,7 @@ class Prompts:
         return fill(TEMPLATES[tag][-1], self.captions.name(centred(character), tag))
 
     def keywords(self, tag: str, character: str) -> str | None:
-        """A keyword that no training saw."""
+        """A keyword that the towers learnt, and no UNet saw."""
         words = set(self.captions.emoji.keywords[tag][character])
         held = words.difference(self.captions.seen_keywords(tag, character))
         return min(held) if held else None

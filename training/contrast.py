@@ -282,7 +282,7 @@ def build(config: ContrastConfig) -> tuple[Any, Any, dict[str, Tensor] | None]:
         clip = AutoModel.from_pretrained(config.model, dtype=torch.float32)
         return clip, AutoTokenizer.from_pretrained(config.model), None
     tokenizer = train_clip_tokenizer(
-        Captions(load_emoji()).corpus(*config.languages), config.towers.vocab_size
+        Captions(load_emoji(), all_keywords=True).corpus(*config.languages), config.towers.vocab_size
     )
     return build_clip(config, len(tokenizer)), tokenizer, None
 

@@ -82,6 +82,8 @@ class DistillConfig:
     """Share of `model`'s own weights in the result, the rest are the trained ones (Wortsman et al. 2022)."""
     counts: tuple[int, ...] = (1,) * 8 + (2, 3)
     """Emoji in a caption, drawn evenly from this list."""
+    keyword_share: float = 0.1
+    """Share of keywords among the captions of one emoji."""
     languages: tuple[str, ...] = ()
     """Languages of the emoji's names, drawn as often as they stand here; empty: all, English twice."""
     sequence_weight: float = 0.5
@@ -123,6 +125,8 @@ class DistillConfig:
             raise ValueError(
                 f"kept_share: {self.kept_share}; allowed: 0 to below 1, above 0 with model, form own"
             )
+        if not 0 <= self.keyword_share <= 1:
+            raise ValueError(f"keyword_share: {self.keyword_share}; allowed: 0 to 1")
         if self.freeze_embeddings and self.model is None and self.student.backbone is None:
             raise ValueError(
                 "freeze_embeddings: True with a new student, which has learnt no words; "
@@ -135,9 +139,11 @@ class ParallelCaptions(torch.utils.data.Dataset):
 
     items = None
 
-    def __init__(self, seed: int, counts: tuple[int, ...], languages: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, seed: int, counts: tuple[int, ...], languages: tuple[str, ...] = (), keyword_share: float = 0.1
+    ) -> None:
         self.seed, self.counts, self.languages, self.emoji = seed, counts, languages, load_emoji()
-        self.captions = Captions(self.emoji)
+        self.captions = Captions(self.emoji, keyword_share, all_keywords=True)
 
     def __getitem__(self, index: int) -> tuple[str, str]:
         scene = training_scene(self.seed, index, self.emoji.characters, self.counts)
@@ -238,7 +244,9 @@ def build(config: DistillConfig, width: int) -> tuple[AltCLIPTextModel, Any, nn.
     elif config.student.backbone is not None:
         student, tokenizer = student_from_backbone(config.student.backbone, width)
     else:
-        tokenizer = train_xlmr_tokenizer(Captions(load_emoji()).corpus(), config.student.vocab_size)
+        tokenizer = train_xlmr_tokenizer(
+            Captions(load_emoji(), all_keywords=True).corpus(), config.student.vocab_size
+        )
         student = build_student(config.student, len(tokenizer), width)
     still(student)
     if config.freeze_embeddings:
@@ -303,7 +311,7 @@ def train(config: DistillConfig) -> None:
         store_rounded(guide.tower, config.run.mixed_precision)
     stage = Distillation(student, tokenizer, guide, change, config, head)
     pairs: Any = (
-        ParallelCaptions(config.run.seed, config.counts, config.languages)
+        ParallelCaptions(config.run.seed, config.counts, config.languages, config.keyword_share)
         if opened is None
         else parallel_text(opened, config.run, tokenizer)
     )

@@ -27,7 +27,7 @@ class CaptionedScenes(torch.utils.data.Dataset):
     def __init__(self, config: Any) -> None:
         self.config = config
         self.emoji = load_emoji()
-        self.captions = Captions(self.emoji)
+        self.captions = Captions(self.emoji, all_keywords=True)
 
     def __getitem__(self, index: int):
         scene = training_scene(

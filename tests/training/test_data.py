@@ -5,6 +5,7 @@ import pytest
 
 from altdiffusion.languages import LANGUAGES
 from training.captions import TEMPLATES, Captions, fill, held_out_pair
+from training.distill import ParallelCaptions
 from training.emoji import centred, draw, held_out, load_emoji, pixels, random_scene
 from training.tokenizers import train_clip_tokenizer, train_xlmr_tokenizer
 
@@ -87,6 +88,17 @@ def test_training_captions_never_hold_what_is_held_out(captions):
         assert text != fill(TEMPLATES[tag][-1], emoji.names[tag][character])
         hidden = set(emoji.keywords[tag][character]) - set(captions.seen_keywords(tag, character))
         assert text not in hidden
+
+
+def test_the_towers_alone_learn_the_keywords_that_are_held_out(captions):
+    emoji, pairs = captions.emoji, ParallelCaptions(0, (1,), ("de",), keyword_share=1.0)
+    names = {name: c for c, name in emoji.names["en"].items()}
+    seen = held = 0
+    for caption, english in (pairs[n] for n in range(3000)):
+        character = names[english]
+        seen += caption in captions.seen_keywords("de", character)
+        held += caption in set(emoji.keywords["de"][character]) - set(captions.seen_keywords("de", character))
+    assert 0.05 < held / (seen + held) < 0.15 and seen + held > 1000
 
 
 def test_a_language_that_is_named_three_times_is_drawn_three_times_as_often(captions):
