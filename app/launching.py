@@ -26,7 +26,7 @@ from altdiffusion.requests import BadRequest, shorten
 from altdiffusion.serving import Service
 from altdiffusion.serving.audience import Usher, notice_the_lost
 from altdiffusion.serving.guard import Door, Guard, misfit
-from altdiffusion.serving.tidying import tidied
+from altdiffusion.serving.tidying import share_arenas, tidied
 from altdiffusion.terminal import ended_at_once
 from altdiffusion.web import Options, check, is_loopback
 
@@ -49,6 +49,7 @@ def prepare_environment() -> Path:
 def serve(options: Options) -> None:
     """Loads the model beside the libraries of the page, opens the page, and waits for Ctrl-C."""
     folder = prepare_environment()
+    share_arenas()
     # The page says so to who asked; a server's log is no place for what people write.
     warnings.filterwarnings("ignore", r"\w+: too long by ", UserWarning)
     with ended_at_once(lambda: shutil.rmtree(folder, ignore_errors=True)), ThreadPoolExecutor(1) as pool:

@@ -1,11 +1,24 @@
-"""Files that a service has drawn go when their time has come."""
+"""What a service no longer needs goes: files that it drew, and memory that many threads needed once."""
 
 import asyncio
 import contextlib
+import ctypes
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
+
+_M_ARENA_MAX = -8  # of glibc's mallopt(3)
+
+
+def share_arenas(count: int = 2) -> None:
+    """Threads to come share `count` arenas of memory, where the C library is glibc.
+
+    It gives each thread one of its own, eight to a core, and hardly gives back what they hold: every burst of
+    visitors, who are served by threads, left some in another one.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library, or another system
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, count)
 
 
 def remove_old(folder: Path, age: float) -> None:

@@ -1,10 +1,37 @@
-"""What a service has drawn does not fill the disk."""
+"""What a service has drawn does not fill the disk, and what its threads needed not the memory."""
 
 import asyncio
 import os
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+
+from altdiffusion.serving import tidying
 from altdiffusion.serving.tidying import remove_old, tidied
+
+#: Threads that hold memory at one time; then the number of regions of arenas, which glibc aligns to 64 MB.
+_THREADS = """
+import ctypes, re, runpy, sys, threading
+from pathlib import Path
+
+if sys.argv[1:]:
+    runpy.run_path(sys.argv[1])["share_arenas"]()
+allocate, barrier = ctypes.CDLL(None).malloc, threading.Barrier(12)
+
+def hold():
+    for _ in range(100):
+        allocate(ctypes.c_size_t(1000))
+    barrier.wait()
+
+threads = [threading.Thread(target=hold) for _ in range(12)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+maps = Path("/proc/self/maps").read_text()
+starts = re.findall(r"^([0-9a-f]+)-\\S+ rw-p 0+ 00:00 0 *$", maps, re.MULTILINE)
+print(sum(int(start, 16) % 2**26 == 0 for start in starts))
+"""
 
 
 def test_old_files_go_and_so_do_the_folders_that_they_leave_empty(tmp_path: Path):
@@ -31,3 +58,12 @@ def test_a_folder_that_is_not_there_yet_is_waited_for(tmp_path: Path):
         raise AssertionError("the empty folder stayed")
 
     asyncio.run(served())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the arenas of glibc in /proc")
+def test_threads_share_their_arenas():
+    def arenas(*words: str) -> int:
+        command = [sys.executable, "-c", _THREADS, *words]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
+
+    assert arenas(tidying.__file__) <= 2 < arenas()
