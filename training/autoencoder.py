@@ -116,7 +116,7 @@ def train(config: AutoencoderConfig) -> None:
 def export(vae: AutoencoderKL, config: AutoencoderConfig) -> None:
     """Saves it with the factor that brings latents to unit variance, and its error on unseen scenes."""
     scenes = Scenes(config.run.seed + 1, config.size)
-    images = scenes.collate([scenes[n] for n in range(512)])
+    images = scenes.collate([scenes[n] for n in range(512)]).to(vae.device)
     means = torch.cat([vae.encode(part).latent_dist.mean for part in images.split(64)])
     decoded = torch.cat([vae.decode(part).sample for part in means.split(64)])
     vae.register_to_config(scaling_factor=round(1 / means.std().item(), 5))

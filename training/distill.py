@@ -32,7 +32,7 @@ from training.config import OptimConfig, RunConfig, parse
 from training.data import open_text, parallel_text
 from training.emoji import load_emoji
 from training.export import Made, data_of, finish
-from training.fixed_shapes import in_fixed_shapes
+from training.fixed_shapes import ROWS, in_fixed_shapes
 from training.frozen import store_rounded
 from training.known import texts_of
 from training.loop import Run
@@ -53,7 +53,7 @@ from training.student import (
 from training.teacher import KeptTeacher, Teacher
 from training.tokenizers import train_xlmr_tokenizer
 
-#: Texts encoded at a time.
+#: Texts encoded at a time on a CPU, where padding costs more than a call.
 CHUNK = 64
 #: English captions whose targets are kept.
 REMEMBERED = 100_000
@@ -194,7 +194,8 @@ class Distillation(nn.Module):
         new = [text for text in dict.fromkeys(english) if text not in self.targets]
         if new:
             teacher, device = self.frozen[0], self.student.device
-            said = in_fixed_shapes(partial(self.said, device=device), teacher.lengths(new), new)
+            rows = ROWS if device.type == "cpu" else 32 * ROWS
+            said = in_fixed_shapes(partial(self.said, device=device), teacher.lengths(new), new, rows)
             self.targets.update(zip(new, said, strict=True))
         return torch.stack([self.targets[text] for text in english])
 
@@ -217,7 +218,8 @@ class Distillation(nn.Module):
 
     def forward(self, texts: list[str], english: list[str]) -> Tensor:
         losses = []
-        chunk = len(texts) if self.config.loss == "contrastive" else CHUNK
+        whole = self.config.loss == "contrastive" or self.student.device.type != "cpu"
+        chunk = len(texts) if whole else CHUNK
         for first in range(0, len(texts), chunk):
             part = slice(first, first + chunk)
             groups = None

@@ -15,15 +15,15 @@ ROWS = 8
 
 
 def in_fixed_shapes(
-    encode: Callable[[list[str]], Tensor], lengths: list[int], texts: list[str]
+    encode: Callable[[list[str]], Tensor], lengths: list[int], texts: list[str], rows: int = ROWS
 ) -> Float[Tensor, "texts ..."]:
-    """`encode` of each text, given their lengths in tokens; it sees one shape for each length."""
+    """`encode` of each text, given their lengths in tokens; it sees `rows` at a time, of one length."""
     found: list[Tensor] = [torch.empty(0)] * len(texts)
     for length in sorted(set(lengths)):
         places = [place for place, own in enumerate(lengths) if own == length]
-        for first in range(0, len(places), ROWS):
-            part = places[first : first + ROWS]
-            filled = [texts[place] for place in part] + [texts[part[-1]]] * (ROWS - len(part))
-            for place, row in zip(part, encode(filled), strict=False):
-                found[place] = row
+        for first in range(0, len(places), rows):
+            part = places[first : first + rows]
+            filled = [texts[place] for place in part] + [texts[part[-1]]] * (rows - len(part))
+            for place, state in zip(part, encode(filled), strict=False):
+                found[place] = state
     return torch.stack(found)

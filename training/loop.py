@@ -128,7 +128,13 @@ class Run:
         ema = None
         if settings.ema_decay:
             average = EMAModel if twin is None else ShardedEMA
-            ema = average(parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75)
+            ema = average(
+                parameters,
+                decay=settings.ema_decay,
+                use_ema_warmup=True,
+                power=0.75,
+                foreach=accelerator.device.type == "cuda",  # one kernel for all, where each call costs
+            )
             ema.to(accelerator.device)
         run = cls(config, accelerator, model, optimizer, scheduler, parameters, ema, size, twin)
         accelerator.register_for_checkpointing(run.progress, scheduler, *([ema] if ema else []))

@@ -38,7 +38,7 @@ def name_retrieval(pooled: Pooled) -> dict[str, float]:
 
     english, figures, unseen = directions("en"), {}, []
     for tag in LANGUAGES:
-        hits = (directions(tag) @ english.T).argmax(1) == torch.arange(len(english))
+        hits = (directions(tag) @ english.T).argmax(1).cpu() == torch.arange(len(english))
         held = torch.tensor([captions.unseen_name(tag, c) for c in emoji.characters])
         figures[tag] = hits[~held].float().mean().item()
         unseen += hits[held].tolist()

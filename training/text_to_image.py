@@ -31,7 +31,7 @@ from altdiffusion.runtime import choose_attention
 from altdiffusion.trainable import lora_state, select_parameters
 from training import inversion, lora
 from training.config import OptimConfig, RunConfig, parse
-from training.data import image_captions, open_pictures
+from training.data import image_captions, open_pictures, state_of_processes
 from training.emoji_latents import CaptionedLatents, chosen_scenes, swap_captions
 from training.export import Made, data_of, finish
 from training.frozen import store_rounded, unrounded
@@ -181,7 +181,8 @@ def training_data(
         shape = latent_shape(vae, config.reading.resolution)
     else:
         scenes = chosen_scenes(config)
-        latents = cached_latents(vae, scenes, config.output_dir / "latents.safetensors")
+        path = config.output_dir / "latents.safetensors"
+        latents = cached_latents(vae, scenes, path, state_of_processes().device, config.run.workers)
         dataset, shape = CaptionedLatents(config, latents, scenes), latents.shape[1:]
     if config.instance_prompt:
         dataset = WithPrompt(dataset, config.instance_prompt)
