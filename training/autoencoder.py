@@ -16,6 +16,7 @@ from altdiffusion import aside
 from training.config import OptimConfig, RunConfig, parse
 from training.emoji import load_emoji, pixels, random_scene
 from training.export import EMOJI, Made, finish
+from training.grounds import grounded
 from training.loop import Run
 from training.stage import run_stage
 
@@ -29,6 +30,8 @@ class AutoencoderConfig:
     """diffusers folder of the autoencoder to go on from. None starts a new one."""
     size: int = 64
     """Side of the training pictures in pixels."""
+    ground_share: float = 0.0
+    """Share of the scenes on a ground of `training.grounds`."""
     block_out_channels: tuple[int, ...] = (32, 64, 64)
     layers_per_block: int = 1
     latent_channels: int = 4
@@ -48,11 +51,13 @@ class Scenes(torch.utils.data.Dataset):
 
     items = None
 
-    def __init__(self, seed: int, size: int) -> None:
-        self.seed, self.size, self.characters = seed, size, load_emoji().characters
+    def __init__(self, seed: int, size: int, ground_share: float = 0.0) -> None:
+        self.seed, self.size, self.ground_share = seed, size, ground_share
+        self.characters = load_emoji().characters
 
     def __getitem__(self, index: int):
-        return random_scene(self.seed, index, self.characters, counts=(1, 1, 2, 4), pastel=0.5)
+        scene = random_scene(self.seed, index, self.characters, counts=(1, 1, 2, 4), pastel=0.5)
+        return grounded(self.seed, index, scene, self.ground_share)
 
     def collate(self, scenes: list) -> Tensor:
         return torch.from_numpy(pixels(scenes, self.size))
@@ -102,7 +107,7 @@ def train(config: AutoencoderConfig) -> None:
     torch.manual_seed(config.run.seed)
     run = Run.start(config, Reconstruction(build(config), config))
     latent_side = config.size // 2 ** (len(config.block_out_channels) - 1)
-    for images in run.batches(Scenes(config.run.seed, config.size)):
+    for images in run.batches(Scenes(config.run.seed, config.size, config.ground_share)):
         noise = run.noise(len(images), config.latent_channels, latent_side, latent_side)
         with run.accelerator.autocast():
             loss, error = run.model(images.to(run.accelerator.device), noise)
@@ -115,7 +120,7 @@ def train(config: AutoencoderConfig) -> None:
 @torch.no_grad()
 def export(vae: AutoencoderKL, config: AutoencoderConfig) -> None:
     """Saves it with the factor that brings latents to unit variance, and its error on unseen scenes."""
-    scenes = Scenes(config.run.seed + 1, config.size)
+    scenes = Scenes(config.run.seed + 1, config.size, config.ground_share)
     images = scenes.collate([scenes[n] for n in range(512)]).to(vae.device)
     means = torch.cat([vae.encode(part).latent_dist.mean for part in images.split(64)])
     decoded = torch.cat([vae.decode(part).sample for part in means.split(64)])

@@ -1,7 +1,8 @@
 """Captions of emoji scenes in 18 languages: names, templates, keywords, and CLDR's own grammar for lists.
 
 What is held out never reaches training: some names of each language, one template per language, some pairs of
-emoji. Some keywords reach the towers alone, as a pretrained one knows more words than a UNet was shown.
+emoji, some emoji on some grounds. Some keywords reach the towers alone, as a pretrained one knows more words
+than a UNet was shown.
 """
 
 import unicodedata
@@ -11,6 +12,7 @@ import numpy as np
 
 from altdiffusion.languages import LANGUAGES
 from training.emoji import Emoji, Scene, held_out, random_scene
+from training.grounds import PATTERNS, WORDS, grounded
 
 #: Shares that no training sees. English names are all seen: the teacher knows no other language.
 HELD_OUT_NAMES, HELD_OUT_KEYWORDS, HELD_OUT_PAIRS = 0.02, 0.1, 0.1
@@ -43,14 +45,18 @@ TEMPLATES = {
 class Captions:
     """Writes captions for scenes. Every choice comes from the generator that is handed in.
 
-    `keyword_share` of those of one emoji are keywords, where it has any; with `all_keywords` also those that
-    are held out.
+    Several emoji are named in any order, or if `ordered` as the scene lists them. `keyword_share` of those of
+    one emoji are keywords, where it has any; with `all_keywords` also those that are held out.
     """
 
     def __init__(
-        self, emoji: Emoji, keyword_share: float = KINDS["keyword"], all_keywords: bool = False
+        self,
+        emoji: Emoji,
+        keyword_share: float = KINDS["keyword"],
+        all_keywords: bool = False,
+        ordered: bool = False,
     ) -> None:
-        self.emoji, self.all_keywords = emoji, all_keywords
+        self.emoji, self.all_keywords, self.ordered = emoji, all_keywords, ordered
         self.tags = tuple(LANGUAGES)
         others = (1 - keyword_share) / (1 - KINDS["keyword"])
         self.shares = [KINDS["name"] * others, KINDS["template"] * others, keyword_share]
@@ -83,9 +89,12 @@ class Captions:
 
     def caption(self, scene: Scene, tag: str, random: np.random.Generator) -> str:
         """A training caption of the scene in the language `tag`."""
+        if scene.ground:
+            return self.with_ground(scene, tag, random)
         names = [self.emoji.names[tag][c] for c in scene.characters]
         if len(names) > 1:
-            return self.listing(tag, [names[i] for i in random.permutation(len(names))])
+            order = range(len(names)) if self.ordered else random.permutation(len(names))
+            return self.listing(tag, [names[i] for i in order])
         kind = random.choice(list(KINDS), p=self.shares)
         words = self.seen_keywords(tag, scene.characters[0]) if kind == "keyword" else ()
         if words:
@@ -101,8 +110,22 @@ class Captions:
         return [name, *templates, *self.seen_keywords(tag, character)]
 
     def name(self, scene: Scene, tag: str = "en") -> str:
-        """The plain caption: the name, or the list of names."""
-        return self.listing(tag, [self.emoji.names[tag][c] for c in scene.characters])
+        """The plain caption: the name, or the list of names, and the ground where captions name it."""
+        names = self.listing(tag, [self.emoji.names[tag][c] for c in scene.characters])
+        if not scene.ground:
+            return names
+        return fill(PATTERNS[tag][0], names, WORDS[tag][scene.ground][0])
+
+    def with_ground(self, scene: Scene, tag: str, random: np.random.Generator) -> str:
+        """A training caption that names the ground too; one emoji's also in a template."""
+        names = self.listing(tag, [self.emoji.names[tag][c] for c in scene.characters])
+        colour = str(random.choice(WORDS[tag][scene.ground]))
+        if len(scene.placed) > 1 or random.random() >= KINDS["template"]:
+            return fill(str(random.choice(PATTERNS[tag])), names, colour)
+        template, pattern = str(random.choice(TEMPLATES[tag][:-1])), PATTERNS[tag][0]
+        if pattern.startswith("{colour}"):
+            return fill(template, fill(pattern, names, colour))
+        return fill(pattern, fill(template, names), colour)
 
     def listing(self, tag: str, names: list[str]) -> str:
         """The names joined by the language's own list pattern (Unicode TR35, part 2, list patterns)."""
@@ -114,29 +137,41 @@ class Captions:
             joined = patterns["middle"].format(name, joined)
         return patterns["start"].format(names[0], joined)
 
-    def corpus(self, *tags: str) -> list[str]:
-        """Every name, keyword and training template of these languages: what the tokenizers learn from."""
+    def corpus(self, *tags: str, grounds: bool = False) -> list[str]:
+        """Every name, keyword and training template of these languages, and the grounds' patterns and words:
+        what the tokenizers learn from."""
         lines = []
         for tag in tags or self.tags:
             lines += [name for c, name in self.emoji.names[tag].items() if not self.unseen_name(tag, c)]
             lines += [word for c in self.emoji.characters for word in self.seen_keywords(tag, c)]
             lines += [fill(template, "") for template in TEMPLATES[tag][:-1]] * 20
             lines += [pattern.format("", "") for pattern in self.emoji.list_patterns[tag].values()] * 20
+            if grounds:
+                words = [word for words in WORDS[tag].values() for word in words]
+                lines += [fill(pattern, "", word) for pattern in PATTERNS[tag] for word in words] * 10
         return [line for line in (unicodedata.normalize("NFC", line).strip() for line in lines) if line]
 
 
-def fill(template: str, name: str) -> str:
-    """`{}` takes the name, `{a}` the name behind the English indefinite article."""
+def fill(template: str, name: str, colour: str = "") -> str:
+    """`{}` takes the name, `{a}` the name behind the English indefinite article, `{colour}` the colour."""
     article = "an" if name[:1].lower() in set("aeiou") else "a"
-    return template.replace("{a}", f"{article} {name}").replace("{}", name)
+    return template.replace("{colour}", colour).replace("{a}", f"{article} {name}").replace("{}", name)
 
 
 def training_scene(
-    seed: int, index: int, characters: tuple[str, ...], counts: tuple[int, ...], pastel: float = 0.0
+    seed: int,
+    index: int,
+    characters: tuple[str, ...],
+    counts: tuple[int, ...],
+    pastel: float = 0.0,
+    ground_share: float = 0.0,
 ) -> Scene:
-    """As `random_scene`, with a single emoji in the place of a scene that holds a held-out pair."""
+    """As `random_scene`, with a single emoji in the place of a scene that holds a held-out pair, and a share
+    of the scenes on a ground that their captions name."""
     scene = random_scene(seed, index, characters, counts=counts, pastel=pastel)
-    return random_scene(seed, index, characters, pastel=pastel) if held_out_pair(scene.characters) else scene
+    if held_out_pair(scene.characters):
+        scene = random_scene(seed, index, characters, pastel=pastel)
+    return grounded(seed, index, scene, ground_share)
 
 
 def held_out_pair(characters: tuple[str, ...]) -> bool:

@@ -101,6 +101,10 @@ class ContrastConfig:
     """Side of the pictures in pixels; that of `model`, where one is given."""
     counts: tuple[int, ...] = (1, 1, 1, 2, 3, 4)
     """Emoji in a scene, drawn evenly from this list."""
+    ordered: bool = False
+    """Captions name several emoji in reading order, and a batch holds the same ones in the opposite order."""
+    ground_share: float = 0.0
+    """Share of the scenes on a ground whose colour the caption names."""
     towers: TowersConfig = field(default_factory=TowersConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -281,9 +285,9 @@ def build(config: ContrastConfig) -> tuple[Any, Any, dict[str, Tensor] | None]:
             return whole.model, whole.tokenizer, whole.generation_head
         clip = AutoModel.from_pretrained(config.model, dtype=torch.float32)
         return clip, AutoTokenizer.from_pretrained(config.model), None
-    tokenizer = train_clip_tokenizer(
-        Captions(load_emoji(), all_keywords=True).corpus(*config.languages), config.towers.vocab_size
-    )
+    captions = Captions(load_emoji(), all_keywords=True)
+    lines = captions.corpus(*config.languages, grounds=config.ground_share > 0)
+    tokenizer = train_clip_tokenizer(lines, config.towers.vocab_size)
     return build_clip(config, len(tokenizer)), tokenizer, None
 
 

@@ -5,6 +5,7 @@ Parallel text only, no pictures. The result is an AltCLIP: the student's tower w
 and projections.
 """
 
+import itertools
 import json
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,10 +31,11 @@ from altdiffusion.model import AltCLIP
 from training.captions import Captions, training_scene
 from training.config import OptimConfig, RunConfig, parse
 from training.data import open_text, parallel_text
-from training.emoji import load_emoji
+from training.emoji import centred, load_emoji
 from training.export import Made, data_of, finish
 from training.fixed_shapes import ROWS, in_fixed_shapes
 from training.frozen import store_rounded
+from training.grounds import GROUNDS, on_ground
 from training.known import texts_of
 from training.loop import Run
 from training.multilingual import SourceConfig
@@ -84,6 +86,10 @@ class DistillConfig:
     """Emoji in a caption, drawn evenly from this list."""
     keyword_share: float = 0.1
     """Share of keywords among the captions of one emoji."""
+    ordered: bool = False
+    """Captions name several emoji in the same order as the English one."""
+    ground_share: float = 0.0
+    """Share of the captions that name the colour of the ground too."""
     languages: tuple[str, ...] = ()
     """Languages of the emoji's names, drawn as often as they stand here; empty: all, English twice."""
     sequence_weight: float = 0.5
@@ -139,16 +145,16 @@ class ParallelCaptions(torch.utils.data.Dataset):
 
     items = None
 
-    def __init__(
-        self, seed: int, counts: tuple[int, ...], languages: tuple[str, ...] = (), keyword_share: float = 0.1
-    ) -> None:
-        self.seed, self.counts, self.languages, self.emoji = seed, counts, languages, load_emoji()
-        self.captions = Captions(self.emoji, keyword_share, all_keywords=True)
+    def __init__(self, config: DistillConfig) -> None:
+        self.config, self.emoji = config, load_emoji()
+        self.captions = Captions(self.emoji, config.keyword_share, True, config.ordered)
 
     def __getitem__(self, index: int) -> tuple[str, str]:
-        scene = training_scene(self.seed, index, self.emoji.characters, self.counts)
-        random = np.random.default_rng((self.seed, index, 2))
-        tag = self.captions.random_language(random, scene.characters, self.languages)
+        seed, characters = self.config.run.seed, self.emoji.characters
+        share = self.config.ground_share
+        scene = training_scene(seed, index, characters, self.config.counts, ground_share=share)
+        random = np.random.default_rng((seed, index, 2))
+        tag = self.captions.random_language(random, scene.characters, self.config.languages)
         return self.captions.caption(scene, tag, random), self.captions.name(scene)
 
     def collate(self, pairs: list[tuple[str, str]]) -> tuple[list[str], list[str]]:
@@ -246,9 +252,9 @@ def build(config: DistillConfig, width: int) -> tuple[AltCLIPTextModel, Any, nn.
     elif config.student.backbone is not None:
         student, tokenizer = student_from_backbone(config.student.backbone, width)
     else:
-        tokenizer = train_xlmr_tokenizer(
-            Captions(load_emoji(), all_keywords=True).corpus(), config.student.vocab_size
-        )
+        captions = Captions(load_emoji(), all_keywords=True)
+        lines = captions.corpus(grounds=config.ground_share > 0)
+        tokenizer = train_xlmr_tokenizer(lines, config.student.vocab_size)
         student = build_student(config.student, len(tokenizer), width)
     still(student)
     if config.freeze_embeddings:
@@ -289,15 +295,20 @@ def open_teacher(config: DistillConfig, opened: Opened | None) -> Teacher | Kept
     if config.cache is None:
         return Teacher.read(config.teacher)
     teacher = KeptTeacher(config.teacher, config.cache, 1 if config.form == "own" else 2)
-    names = english_names()
+    names = english_texts(config)
     if config.whiten is not None:
         teacher.kept.keep(names, RunConfig())  # in full precision, as the change of coordinates is computed
     teacher.kept.keep(texts_of(opened, "en") if opened else names, config.run)
     return teacher
 
 
-def english_names() -> list[str]:
-    return list(load_emoji().names["en"].values())
+def english_texts(config: DistillConfig) -> list[str]:
+    """The English names, and where captions name grounds each on one of them."""
+    names = load_emoji().names["en"]
+    if not config.ground_share:
+        return list(names.values())
+    captions, grounds = Captions(load_emoji()), itertools.cycle(GROUNDS)
+    return [*names.values(), *(captions.name(on_ground(centred(c), next(grounds))) for c in names)]
 
 
 def train(config: DistillConfig) -> None:
@@ -308,15 +319,11 @@ def train(config: DistillConfig) -> None:
     student, tokenizer, head = build(config, guide.width)
     change = torch.eye(guide.width)
     if config.whiten is not None:
-        change = whitening(guide.pooled(english_names()), config.whiten)
+        change = whitening(guide.pooled(english_texts(config)), config.whiten)
     if isinstance(guide, Teacher):
         store_rounded(guide.tower, config.run.mixed_precision)
     stage = Distillation(student, tokenizer, guide, change, config, head)
-    pairs: Any = (
-        ParallelCaptions(config.run.seed, config.counts, config.languages, config.keyword_share)
-        if opened is None
-        else parallel_text(opened, config.run, tokenizer)
-    )
+    pairs: Any = ParallelCaptions(config) if opened is None else parallel_text(opened, config.run, tokenizer)
     run = Run.start(config, stage)
     if config.loss == "contrastive" and run.accelerator.num_processes > 1:
         raise ValueError("loss: contrastive compares the whole batch; allowed on one process alone")

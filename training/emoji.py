@@ -8,7 +8,7 @@ every run sees the same data.
 
 import hashlib
 import xml.etree.ElementTree as ElementTree  # a Debian package's own files  # nosec B405
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -124,6 +124,8 @@ class Scene:
     placed: tuple[Placed, ...]
     top: tuple[int, int, int] = WHITE
     bottom: tuple[int, int, int] = WHITE
+    ground: str = field(default="", repr=False)
+    """The colour that captions call the ground (`training.grounds`); none: they are silent about it."""
 
     @property
     def characters(self) -> tuple[str, ...]:
@@ -174,6 +176,27 @@ def in_a_row(characters: tuple[str, ...]) -> Scene:
     """These emoji side by side from left to right, as their caption names them, on white."""
     share = 1 / len(characters)
     return Scene(tuple(Placed(c, (n + 0.5) * share, 0.5, 0.85 * share) for n, c in enumerate(characters)))
+
+
+def in_rows_of_two(characters: tuple[str, ...]) -> Scene:
+    """Two to four emoji of one size in reading order, on white; a third one stands in the middle below."""
+    rows = [in_a_row(characters[first : first + 2]).placed for first in range(0, len(characters), 2)]
+    heights = [(n + 0.5) / len(rows) for n in range(len(rows))]
+    width = 0.85 / 2
+    return Scene(
+        tuple(Placed(p.character, p.x, y, width) for row, y in zip(rows, heights, strict=True) for p in row)
+    )
+
+
+def in_reading_order(scene: Scene, turned: bool = False) -> Scene:
+    """The scene with its emoji listed from left to right and down, or if `turned` with the last in the first
+    one's place and so on. Of `random_scene`, whose rows lie in three different thirds of the height."""
+    placed = sorted(scene.placed, key=lambda one: (int(3 * one.y), one.x))
+    characters = [one.character for one in placed]
+    names = reversed(characters) if turned else characters
+    return replace(
+        scene, placed=tuple(replace(one, character=c) for one, c in zip(placed, names, strict=True))
+    )
 
 
 def centred(character: str) -> Scene:

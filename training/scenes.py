@@ -9,14 +9,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from training.captions import Captions, training_scene
-from training.emoji import load_emoji, pixels
+from training.emoji import Scene, centred, in_reading_order, load_emoji, pixels
 from training.fixed_shapes import in_fixed_shapes
 from training.teacher import Teacher
 
 
-def group_of(characters: tuple[str, ...]) -> int:
-    """One number for all scenes of the same emoji, and all their captions."""
-    return hash(tuple(sorted(map(ord, characters))))
+def group_of(scene: Scene, ordered: bool = False) -> int:
+    """One number for all scenes of the same emoji, and all their captions; if `ordered` of the same in one
+    order. Those on a ground that captions name are by themselves."""
+    characters = scene.characters if ordered else sorted(scene.characters)
+    return hash((*map(ord, characters), *map(ord, scene.ground)))
 
 
 class CaptionedScenes(torch.utils.data.Dataset):
@@ -27,19 +29,28 @@ class CaptionedScenes(torch.utils.data.Dataset):
     def __init__(self, config: Any) -> None:
         self.config = config
         self.emoji = load_emoji()
-        self.captions = Captions(self.emoji, all_keywords=True)
+        self.captions = Captions(self.emoji, all_keywords=True, ordered=config.ordered)
 
     def __getitem__(self, index: int):
-        scene = training_scene(
-            self.config.run.seed, index, self.emoji.characters, self.config.counts, pastel=0.5
-        )
+        scene = self.ordered(index) if self.config.ordered else self.scene(index)
         random = np.random.default_rng((self.config.run.seed, index, 1))
         tag = self.captions.random_language(random, scene.characters, self.config.languages)
         return scene, self.captions.caption(scene, tag, random)
 
+    def scene(self, index: int) -> Scene:
+        config, characters = self.config, self.emoji.characters
+        return training_scene(config.run.seed, index, characters, config.counts, 0.5, config.ground_share)
+
+    def ordered(self, index: int) -> Scene:
+        """In reading order. Behind each even one of several emoji stands the same one turned round."""
+        before = self.scene(index - index % 2)
+        if index % 2 and len(before.placed) > 1:
+            return in_reading_order(before, turned=True)
+        return in_reading_order(self.scene(index))
+
     def collate(self, items: list) -> tuple[Tensor, list[str], Tensor]:
         scenes, texts = zip(*items, strict=True)
-        groups = [group_of(scene.characters) for scene in scenes]
+        groups = [group_of(scene, self.config.ordered) for scene in scenes]
         return (
             torch.from_numpy(pixels(list(scenes), self.config.size)),
             list(texts),
@@ -66,7 +77,7 @@ class AllNames(nn.Module):
         self.states: Tensor
         self.groups: Tensor
         self.register_buffer("states", torch.stack(states), persistent=False)
-        groups = torch.tensor([group_of((c,)) for c in emoji.characters])
+        groups = torch.tensor([group_of(centred(c)) for c in emoji.characters])
         self.register_buffer("groups", groups, persistent=False)
 
     def loss(

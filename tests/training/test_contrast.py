@@ -24,7 +24,7 @@ from training.captions import Captions
 from training.config import parse, save
 from training.contrast import Contrast, ContrastConfig, pass_losses, train
 from training.data import open_pictures
-from training.emoji import load_emoji
+from training.emoji import centred, in_a_row, load_emoji
 from training.scenes import AllNames, group_of
 from training.teacher import Teacher
 from training.whole_batch import whole_batches
@@ -227,7 +227,8 @@ def test_accumulated_passes_tell_from_all_names_as_the_one_big_batch(altclip, tm
 def test_one_emoji_is_told_from_all_names_and_a_scene_of_two_is_not(altclip):
     clip, tokenizer = AltCLIPModel.from_pretrained(altclip), AutoTokenizer.from_pretrained(altclip)
     names = AllNames(Teacher(clip, tokenizer), ("en", "de"))
-    scale, groups = torch.tensor(2.0), torch.tensor([group_of(("🦞",)), group_of(("🦞", "🐈"))])
+    scale = torch.tensor(2.0)
+    groups = torch.tensor([group_of(centred("🦞")), group_of(in_a_row(("🦞", "🐈")))])
     image = F.normalize(torch.randn(2, clip.config.projection_dim), dim=-1)
     emoji, expected = load_emoji(), torch.zeros(())
     unseen = partial(Captions(emoji).unseen_name, "de")

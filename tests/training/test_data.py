@@ -1,11 +1,13 @@
 """The small world: which emoji, which captions, what is held out."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from altdiffusion.languages import LANGUAGES
 from training.captions import TEMPLATES, Captions, fill, held_out_pair
-from training.distill import ParallelCaptions
+from training.distill import DistillConfig, ParallelCaptions
 from training.emoji import centred, draw, held_out, load_emoji, pixels, random_scene
 from training.tokenizers import train_clip_tokenizer, train_xlmr_tokenizer
 
@@ -91,7 +93,8 @@ def test_training_captions_never_hold_what_is_held_out(captions):
 
 
 def test_the_towers_alone_learn_the_keywords_that_are_held_out(captions):
-    emoji, pairs = captions.emoji, ParallelCaptions(0, (1,), ("de",), keyword_share=1.0)
+    settings = DistillConfig(Path(), Path(), counts=(1,), languages=("de",), keyword_share=1.0)
+    emoji, pairs = captions.emoji, ParallelCaptions(settings)
     names = {name: c for c, name in emoji.names["en"].items()}
     seen = held = 0
     for caption, english in (pairs[n] for n in range(3000)):
