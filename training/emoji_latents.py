@@ -1,8 +1,8 @@
 """The emoji as a text-to-image stage trains on them: their pictures' latents, and captions."""
 
 from collections.abc import Iterator
-from functools import partial
-from itertools import combinations, islice
+from dataclasses import dataclass
+from itertools import combinations, count, islice
 from typing import Protocol
 
 import numpy as np
@@ -11,8 +11,35 @@ from torch import Tensor
 
 from training.captions import Captions, held_out_pair
 from training.config import RunConfig
-from training.emoji import Scene, in_a_row, load_emoji, random_scene
+from training.emoji import Scene, in_a_row, in_rows_of_two, load_emoji, random_scene
+from training.grounds import GROUNDS, grounded, held_out_ground, on_ground
 from training.samples import shorten
+
+
+@dataclass(frozen=True)
+class ScenesConfig:
+    """Scenes beside those of one emoji, or two, on white."""
+
+    groups: int = 0
+    """Pictures of two to four emoji in rows of two, which their caption names in reading order."""
+    group_share: float = 0.3
+    """Share of the samples that are such groups, where there are any."""
+    ground_share: float = 0.0
+    """Share of the samples that are one emoji on a ground whose colour the caption names, each on all grounds
+    that it is not held out on; and share of the groups on such a ground."""
+
+    def __post_init__(self) -> None:
+        if self.groups < 0:
+            raise ValueError(f"groups: {self.groups}; allowed: 0 and more")
+        for name in ("group_share", "ground_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)}; allowed: 0 to below 1")
+
+    def check_shares(self, others: float) -> None:
+        """Refuses shares that leave nothing to the pictures of one emoji on white."""
+        total = others + self.ground_share + (self.group_share if self.groups else 0)
+        if total >= 1:
+            raise ValueError(f"scenes: all shares together are {total:g}; allowed: below 1")
 
 
 class EmojiFields(Protocol):
@@ -33,32 +60,49 @@ class EmojiFields(Protocol):
     @property
     def pair_share(self) -> float: ...
     @property
+    def scenes(self) -> ScenesConfig: ...
+    @property
     def caption_dropout(self) -> float: ...
 
 
 class CaptionedLatents(torch.utils.data.Dataset):
-    """Endless (latents, caption): a cached picture of one emoji or two, its caption in some language.
+    """Endless (latents, caption): a cached picture of the emoji, its caption in some language.
 
-    A caption of two names them from left to right, in the language's own list pattern.
+    A caption of several names them in reading order, in the language's own list pattern.
     """
 
     items = None
 
     def __init__(self, config: EmojiFields, latents: Tensor, scenes: list[Scene]) -> None:
         self.config, self.latents, self.scenes = config, latents, scenes
-        self.captions = Captions(load_emoji())
-        self.singles = len(scenes) - config.pairs
+        self.captions = Captions(load_emoji(), ordered=True)
+        more = config.scenes
+        grounds = sum(1 for scene in scenes if scene.ground and len(scene.placed) == 1)
+        kinds = (
+            (config.pairs, config.pair_share),
+            (more.groups, more.group_share),
+            (grounds, more.ground_share),
+        )
+        self.kinds = [(number, share) for number, share in kinds if number]
+        self.singles = len(scenes) - sum(number for number, _ in self.kinds)
 
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         random = np.random.default_rng((self.config.run.seed, index, 3))
-        if self.config.pairs and random.random() < self.config.pair_share:
-            number, write = self.singles + int(random.integers(self.config.pairs)), self.captions.name
-        else:
-            number, write = int(random.integers(self.singles)), partial(self.captions.caption, random=random)
+        first, of_kind = self.kind(random.random()) if self.kinds else (0, self.singles)
+        number = first + int(random.integers(of_kind))
         scene = self.scenes[number]
         tag = self.captions.random_language(random, scene.characters, self.config.languages)
         dropped = random.random() < self.config.caption_dropout
-        return self.latents[number], "" if dropped else write(scene, tag)
+        return self.latents[number], "" if dropped else self.captions.caption(scene, tag, random)
+
+    def kind(self, drawn: float) -> tuple[int, int]:
+        """The first scene of a kind and how many there are: `drawn`, from 0 to 1, falls into its share."""
+        first = self.singles
+        for number, share in self.kinds:
+            if drawn < share:
+                return first, number
+            first, drawn = first + number, drawn - share
+        return 0, self.singles
 
     def collate(self, items: list[tuple[Tensor, str]]) -> tuple[Tensor, list[str]]:
         latents, texts = zip(*items, strict=True)
@@ -66,36 +110,66 @@ class CaptionedLatents(torch.utils.data.Dataset):
 
 
 def chosen_scenes(config: EmojiFields) -> list[Scene]:
-    """`variants` scenes of each emoji that is drawn, near the middle, on white; then `pairs` scenes of two of
-    them side by side, none of a pair that is held out."""
-    emoji = load_emoji()
-    drawn = emoji.characters
-    if config.characters:
-        drawn = tuple(config.characters)
-        if strange := [c for c in drawn if c not in emoji.characters]:
-            raise ValueError(f"characters: {strange[0]!r} is none; allowed: the emoji of the font")
-    elif config.emoji:
-        drawn = tuple(
-            drawn[round(i * (len(drawn) - 1) / max(1, config.emoji - 1))] for i in range(config.emoji)
-        )
+    """`variants` scenes of each emoji that is drawn, near the middle, on white; `pairs` scenes of two of them
+    side by side; `scenes.groups` of two to four; and each by itself on every ground, if these have a share.
+    Nothing that is held out is among them."""
+    drawn = chosen_emoji(config)
+    seed, more = config.run.seed, config.scenes
     spread = 0.3 if config.variants > 1 else 0.0
     singles = [
-        random_scene(config.run.seed, 1000 * ord(c) + n, (c,), spread=spread)
+        random_scene(seed, 1000 * ord(c) + n, (c,), spread=spread)
         for c in drawn
         for n in range(config.variants)
     ]
-    return [*singles, *islice(random_pairs(config.run.seed, tuple(dict.fromkeys(drawn))), config.pairs)]
+    different = tuple(dict.fromkeys(drawn))
+    pairs = islice(random_pairs(seed, different), config.pairs)
+    groups = islice(random_groups(seed, different, more.ground_share), more.groups)
+    alone = [in_a_row((c,)) for c in (different if more.ground_share else ())]
+    grounds = [
+        on_ground(scene, ground)
+        for scene in alone
+        for ground in GROUNDS
+        if not held_out_ground(scene.characters, ground)
+    ]
+    return [*singles, *pairs, *groups, *grounds]
+
+
+def chosen_emoji(config: EmojiFields) -> tuple[str, ...]:
+    """Those that are drawn."""
+    known = load_emoji().characters
+    if config.characters:
+        if strange := [c for c in config.characters if c not in known]:
+            raise ValueError(f"characters: {strange[0]!r} is none; allowed: the emoji of the font")
+        return tuple(config.characters)
+    if not config.emoji:
+        return known
+    return tuple(known[round(i * (len(known) - 1) / max(1, config.emoji - 1))] for i in range(config.emoji))
 
 
 def random_pairs(seed: int, characters: tuple[str, ...]) -> Iterator[Scene]:
     """Two of the emoji side by side, on and on; a pair that is held out is passed over."""
+    check_pairs("pairs", characters)
     random = np.random.default_rng((seed, 4))
-    if all(held_out_pair(pair) for pair in combinations(characters, 2)):
-        raise ValueError(f"pairs: of {shorten(''.join(characters))!r} there is none; allowed: 0")
     while True:
         pair = tuple(characters[n] for n in random.choice(len(characters), 2, replace=False))
         if not held_out_pair(pair):
             yield in_a_row(pair)
+
+
+def random_groups(seed: int, characters: tuple[str, ...], ground_share: float) -> Iterator[Scene]:
+    """Two to four of the emoji, a share of them on a ground with a name, on and on."""
+    check_pairs("scenes.groups", characters)
+    random = np.random.default_rng((seed, 5))
+    for index in count():
+        size = min(2 + int(random.integers(3)), len(characters))
+        group = tuple(characters[n] for n in random.choice(len(characters), size, replace=False))
+        if not held_out_pair(group):
+            yield grounded(seed, index, in_rows_of_two(group), ground_share)
+
+
+def check_pairs(name: str, characters: tuple[str, ...]) -> None:
+    if all(held_out_pair(pair) for pair in combinations(characters, 2)):
+        raise ValueError(f"{name}: of {shorten(''.join(characters))!r} there is none; allowed: 0")
 
 
 def swap_captions(languages: tuple[str, ...]) -> list[str]:

@@ -32,7 +32,7 @@ from altdiffusion.trainable import lora_state, select_parameters
 from training import inversion, lora
 from training.config import OptimConfig, RunConfig, parse
 from training.data import image_captions, open_pictures, state_of_processes
-from training.emoji_latents import CaptionedLatents, chosen_scenes, swap_captions
+from training.emoji_latents import CaptionedLatents, ScenesConfig, chosen_scenes, swap_captions
 from training.export import Made, data_of, finish
 from training.frozen import store_rounded, unrounded
 from training.inversion import Inversion, InversionConfig, WithWord
@@ -89,6 +89,7 @@ class TextToImageConfig:
     """Pictures of two emoji side by side, which their caption names from left to right."""
     pair_share: float = 0.3
     """Share of the samples that are such pairs, where there are any."""
+    scenes: ScenesConfig = field(default_factory=ScenesConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
     caption_dropout: float = 0.1
     """Share of captions replaced by the empty one, for classifier-free guidance."""
@@ -128,8 +129,9 @@ class TextToImageConfig:
             raise ValueError(
                 f"pairs: {self.pairs} with pair_share {self.pair_share}; allowed: 0 and more, 0 to below 1"
             )
-        if self.pairs and self.cache is not None:
-            raise ValueError(f"cache: with pairs {self.pairs}, whose captions are too many; allowed: without")
+        self.scenes.check_shares(self.pair_share if self.pairs else 0.0)
+        if self.cache is not None and (self.pairs or self.scenes.groups or self.scenes.ground_share):
+            raise ValueError("cache: with pairs or scenes, whose captions are too many; allowed: without")
         check_workers(self.reading.streaming, self.run.workers)
         if self.reading.streaming and self.cache is not None:
             raise ValueError(

@@ -17,6 +17,7 @@ from training.captions import held_out_pair
 from training.config import parse
 from training.emoji import load_emoji
 from training.emoji_latents import CaptionedLatents, chosen_scenes
+from training.grounds import GROUNDS, held_out_ground
 from training.prior import PriorConfig, WithPrior, WithPrompt
 from training.text_to_image import TextToImageConfig, stage_loss, train
 from training.tower import TextTower
@@ -197,6 +198,45 @@ def test_pairs_need_two_emoji_that_may_meet(drawing, tmp_path):
     for more in ("--pairs -1", "--pairs 1 --pair-share 1", "--pairs 1 --cache c"):
         with pytest.raises(SystemExit):
             config(tmp_path, 1, drawing, more)
+
+
+def test_groups_and_grounds_come_in_their_shares_as_their_captions_say(drawing, tmp_path):
+    shares = "--scenes.groups 40 --scenes.group-share 0.4 --scenes.ground-share 0.3 --caption-dropout 0"
+    settings = config(tmp_path, 1, drawing, f"--emoji 30 --languages en {shares}")
+    scenes = chosen_scenes(settings)
+    groups, grounds = scenes[30:70], scenes[70:]
+    assert {len(scene.placed) for scene in groups} == {2, 3, 4}
+    assert not any(held_out_pair(scene.characters) for scene in groups)
+    assert 0 < sum(1 for scene in groups if scene.ground) < 25
+    assert all(len(scene.placed) == 1 and scene.ground for scene in grounds)
+    everything = {(scene.characters[0], ground) for scene in scenes[:30] for ground in GROUNDS}
+    drawn = {(scene.characters[0], scene.ground) for scene in grounds}
+    assert drawn == {(c, ground) for c, ground in everything if not held_out_ground((c,), ground)}
+    data = CaptionedLatents(settings, torch.arange(float(len(scenes)))[:, None], scenes)
+    seen = [(int(latent), text) for latent, text in (data[n] for n in range(600))]
+    numbers = np.array([number for number, _ in seen])
+    assert 0.25 < np.mean(numbers < 30) < 0.35
+    assert 0.35 < np.mean((numbers >= 30) & (numbers < 70)) < 0.45
+    names = load_emoji().names["en"]
+    for number, text in seen:
+        scene = scenes[number]
+        assert bool(scene.ground) == ("background" in text)
+        if number >= 30:
+            assert all(names[c] in text for c in scene.characters)
+        if scene in groups and not scene.ground:
+            assert text == data.captions.name(scene)
+
+
+def test_shares_of_scenes_leave_something_to_the_single_emoji(drawing, tmp_path, capsys):
+    for more in (
+        "--scenes.ground-share 0.6 --scenes.groups 2 --scenes.group-share 0.5",
+        "--scenes.groups -1",
+    ):
+        with pytest.raises(SystemExit):
+            config(tmp_path, 1, drawing, more)
+    with pytest.raises(SystemExit):
+        config(tmp_path, 1, drawing, "--scenes.ground-share 0.1 --cache c")
+    assert "cache: with pairs or scenes" in " ".join(capsys.readouterr().err.replace("│", "").split())
 
 
 @pytest.mark.parametrize("form", ["m9", "m18"])
