@@ -25,7 +25,7 @@ from training.emoji import centred, draw, load_emoji
 
 #: Shards stay below the size at which code hosts and reviewers begin to complain.
 SHARD_SIZE = "15MB"
-#: The stages that the model comes from, in the order of training.
+#: The stages that the bundled model comes from, in the order of training.
 STAGES = (
     "autoencoder",
     "colours",
@@ -59,10 +59,16 @@ LICENCES = {
 
 @dataclass(frozen=True)
 class PackageConfig:
-    """Where the stages lie, and what a request that leaves it open is drawn with."""
+    """Which stages, where they lie, and what a request that leaves it open is drawn with."""
 
     stages: Path = Path("runs/emoji")
-    """Folder of the stages."""
+    """Folder of the stages, called as that of their recipes."""
+    chain: tuple[str, ...] = STAGES
+    """The stages that the model comes from, in the order of training."""
+    unet: str = UNET
+    """The one of them whose UNet and autoencoder ship."""
+    towers: str = TOWERS
+    """The one of them whose towers ship."""
     base: Path | None = None
     """Packed model that the newest stages went on from: of stages whose folders are gone, UNet, autoencoder
     and recipes are taken from there. None: all folders are there."""
@@ -72,6 +78,11 @@ class PackageConfig:
     push_to_hub: str | None = None
     """Also upload it, as owner/name."""
 
+    def __post_init__(self) -> None:
+        for name in ("unet", "towers"):
+            if (stage := getattr(self, name)) not in self.chain:
+                raise ValueError(f"{name}: {stage!r:.80}; allowed: one of chain, {', '.join(self.chain)}")
+
 
 def package(config: PackageConfig) -> None:
     with aside.folder(config.output) as place:
@@ -80,10 +91,10 @@ def package(config: PackageConfig) -> None:
 
 
 def fill(config: PackageConfig, place: Path) -> None:
-    altclip = config.stages / TOWERS / "model"
+    altclip = config.stages / config.towers / "model"
     clip = AltCLIPModel.from_pretrained(altclip, dtype=torch.float16)
     clip.save_pretrained(place / "altclip", max_shard_size=SHARD_SIZE)
-    folder = config.stages / UNET / "model"
+    folder = config.stages / config.unet / "model"
     if config.base is not None and not folder.exists():
         folder = config.base
     pipeline = StableDiffusionPipeline.from_pretrained(
@@ -94,7 +105,7 @@ def fill(config: PackageConfig, place: Path) -> None:
     CLIPImageProcessor.from_pretrained(altclip).save_pretrained(place / "altclip")
     card = describe(config, pipeline)
     (place / bundled.CARD).write_text(json.dumps(card, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    (place / "README.md").write_text(model_card(card), encoding="utf-8")
+    (place / "README.md").write_text(model_card(card, config), encoding="utf-8")
     for name, source in LICENCES.items():
         shutil.copyfile(source, place / name)
     write_collection(place)
@@ -150,7 +161,7 @@ def describe(config: PackageConfig, pipeline: StableDiffusionPipeline) -> dict:
 
 
 def drawn_by(config: PackageConfig) -> list[str]:
-    file = config.stages / UNET / "drawn.json"
+    file = config.stages / config.unet / "drawn.json"
     if config.base is not None and not file.exists():
         return bundled.card(config.base)["covered"]
     return json.loads(file.read_text(encoding="utf-8"))["covered"]
@@ -160,7 +171,7 @@ def recipes(config: PackageConfig) -> tuple[dict[str, dict], dict]:
     """The resolved recipe of every stage; and which of them are those of `base`, made at which commit."""
     before: dict = bundled.card(config.base) if config.base is not None else {"recipe": {}}
     found, gone = {}, []
-    for stage in STAGES:
+    for stage in config.chain:
         file = config.stages / stage / "config.yaml"
         if stage in before["recipe"] and not file.exists():
             gone.append(stage)
@@ -170,7 +181,11 @@ def recipes(config: PackageConfig) -> tuple[dict[str, dict], dict]:
     return found, {"commit": before["commit"], "stages": gone} if gone else {}
 
 
-def model_card(card: dict) -> str:
+def model_card(card: dict, config: PackageConfig) -> str:
+    size, trained = card["defaults"]["width"], card["recipe"][config.unet]
+    scenes = trained.get("scenes", {})
+    several = "some of them" if trained.get("pairs") or scenes.get("groups") else "one of them"
+    grounds = ", 10 % of the\npairs of an emoji and a ground" if scenes.get("ground_share") else ""
     languages = "\n".join(f"- {tag}" for tag in card["languages"])
     return f"""---
 library_name: diffusers
@@ -183,9 +198,9 @@ language:
 # The emoji model of altdiffusion
 
 A small AltCLIP and AltDiffusion that draws {len(card["covered"])} emoji from their names in 18 languages,
-64x64 pixels, on a CPU. It is the demonstration of the package and the subject of its tests, not a general
-text-to-image model: a prompt that names no emoji gives some emoji, and a prompt that names several gives one
-of them.
+{size}x{size} pixels, on a CPU. It is the demonstration of the package and the subject of its tests, not a
+general text-to-image model: a prompt that names no emoji gives some emoji, and a prompt that names several
+gives {several}.
 
 Files: the folder opens with plain `diffusers` (`DiffusionPipeline.from_pretrained`), `altclip/` with plain
 `transformers` (`AltCLIPModel.from_pretrained`). The text tower is stored in both, so that each library finds
@@ -195,12 +210,12 @@ it. `collection/` holds the emoji that the towers learnt, for the app to search:
 
 Pictures: Noto Color Emoji, SIL Open Font License 1.1 (`LICENSE-font.txt`). Names and keywords: Unicode CLDR,
 Unicode licence (`LICENSE-cldr.txt`). Held out by a hash: 2 % of the names of each language but English, 10 %
-of the keywords, one template per language, 10 % of the pairs of emoji.
+of the keywords, one template per language, 10 % of the pairs of emoji{grounds}.
 
 ## Recipe
 
-`training/recipes/emoji/train.sh`; `emoji.json` holds the resolved configuration of every stage and the
-commit. What it lists under `taken over` was trained for the model before, at the commit given there.
+`training/recipes/{config.stages.name}/train.sh`; `emoji.json` holds the resolved configuration of every stage
+and the commit. What it lists under `taken over` was trained for the model before, at the commit given there.
 
 <!-- pictures -->
 <!-- /pictures -->

@@ -77,3 +77,23 @@ def test_a_stage_that_is_missing_is_told_in_one_line_and_the_old_model_stays(
         package.main()
     assert stopped.value.code == 2 and "config.yaml" in capsys.readouterr().err
     assert (out / "old").exists()
+
+
+def test_a_chain_of_ones_own_is_packed_and_its_card_says_what_it_draws(tmp_path, monkeypatch, capsys):
+    folder, out = tmp_path / "mine", tmp_path / "weights"
+    for stage in ("towers", "draws"):
+        (folder / stage).mkdir(parents=True)
+        (folder / stage / "config.yaml").write_text("scenes: {groups: 3, ground_share: 0.3}\n")
+    tiny_stock_pipeline().save_pretrained(folder / "draws/model")
+    (folder / "draws/drawn.json").write_text(json.dumps({"covered": COVERED}))
+    tiny_altclip_folder(folder / "towers/model")
+    chain = ["--stages", str(folder), "--chain", "towers", "draws", "--unet", "draws"]
+    monkeypatch.setattr("sys.argv", ["package", *chain, "--towers", "towers", "--output", str(out)])
+    package.main()
+    assert list(bundled.card(out)["recipe"]) == ["towers", "draws"]
+    card = (out / "README.md").read_text()
+    assert "gives some of them." in card and "an emoji and a ground" in card and "recipes/mine/" in card
+    monkeypatch.setattr("sys.argv", ["package", *chain, "--towers", "other", "--output", str(out)])
+    with pytest.raises(SystemExit):
+        package.main()
+    assert "towers: 'other'; allowed: one of chain" in " ".join(capsys.readouterr().err.split())
