@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # Extra arguments for pytest or the bench, for example: make test ARGS="-k languages"
 ARGS ?=
+# Folder of training/recipes that train-emoji replays: emoji, or emoji-gpu for 128 px on one GPU.
+RECIPE ?= emoji
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,7 +27,7 @@ help:
 	@echo "make format       let ruff rewrite the code"
 	@echo "make docs         write docs/cli.md anew"
 	@echo "make bench        measure speed (an hour on two cores), or ARGS=quality the pictures (20 minutes)"
-	@echo "make train-emoji  train the bundled model from nothing (hours on two cores)"
+	@echo "make train-emoji  train the bundled model from nothing (hours on two cores), or RECIPE=emoji-gpu on a GPU"
 	@echo "make app          open the app in a browser (ARGS=... as of altdiffusion app)"
 	@echo "Each does its own set-up on first use, in .venv. PYTHON=... picks the interpreter (3.11 or newer)."
 
@@ -105,7 +107,7 @@ bench: $(VENV)/.stamp-dev debian
 	@$(BIN)/python -m bench $(ARGS)
 
 train-emoji: $(VENV)/.stamp-dev debian
-	@PYTHON=$(BIN)/python bash training/recipes/emoji/train.sh
+	@PYTHON=$(CURDIR)/$(BIN)/python ARGS="$(ARGS)" bash training/recipes/$(RECIPE)/train.sh
 
 $(VENV)/.stamp-app: $(VENV)/.stamp-venv pyproject.toml constraints.txt
 	@echo "set-up: installing the app in $(VENV) (one to several minutes, once)"

@@ -1,19 +1,7 @@
 #!/usr/bin/env bash
 # Replays the bundled model from the fonts package to the shipped weights. Every stage resumes: run it again after a stop.
 # On two CPU cores it takes some six hours; each stage's report and metrics lie in runs/emoji/STAGE.
-set -euo pipefail
-cd "$(dirname "$0")/../../.."
-python=${PYTHON:-python}
-export OMP_NUM_THREADS=1
-
-stage() { # MODULE RECIPE: one stage, unless its result is there
-    if [ -e "runs/emoji/$2/model" ]; then
-        echo "$2: done before"
-    else
-        echo "$2"
-        "$python" -m "training.$1" --config "training/recipes/emoji/$2.yaml"
-    fi
-}
+source "$(dirname "$0")/../stage.sh"
 
 # Two chains of one core each. Both need the teacher, and the UNet can start on English while the student still learns.
 pictures() { stage autoencoder autoencoder && stage autoencoder colours; }
@@ -28,10 +16,7 @@ wait $!
 
 # Two processes of one thread each are faster on two cores than one process of two threads.
 pair() {
-    if [ ! -e "runs/emoji/$2/model" ]; then
-        "$python" -m torch.distributed.run --standalone --nproc-per-node 2 \
-            -m "training.$1" --config "training/recipes/emoji/$2.yaml"
-    fi
+    stage "$1" "$2" -m torch.distributed.run --standalone --nproc-per-node 2
 }
 pair text_to_image unet
 
