@@ -18,6 +18,7 @@ from .handling import (
     Teller,
     as_text,
     followed,
+    found_file,
     given,
     known_tags,
     picture_file,
@@ -124,7 +125,7 @@ class _Handler:
                 scores = {
                     "languages": list(result.pictures), "texts": result.texts, "pictures": result.images
                 }  # fmt: skip
-                yield result.grid, shown, scores
+                yield found_file(result.grid), shown, scores
 
     def mix(
         self,

@@ -4,10 +4,8 @@ Handlers get raw values (`preprocess=False`): gradio's own checks differ from wi
 through and refuse without a word what they refuse. So all that is asked goes to the service as it came.
 """
 
-import base64
 import contextlib
 import html
-import io
 import json
 import math
 import secrets
@@ -25,6 +23,7 @@ from altdiffusion.languages import LANGUAGES
 from altdiffusion.presets import PRESETS
 from altdiffusion.requests import BadRequest, shorten
 from altdiffusion.serving import Compared, Drawing, Drawn, Waiting
+from altdiffusion.serving.shown import data_uri, kept
 
 from .i18n import say, text, translate, visitor_language
 
@@ -100,12 +99,8 @@ def picture_file(picture: Any) -> tuple[str, str]:
     return str(path), made.prompt
 
 
-def data_uri(image: Image.Image, longest: int = 256) -> str:
-    small = image.copy()
-    small.thumbnail((longest, longest))
-    data = io.BytesIO()
-    small.save(data, "WEBP", quality=80)
-    return "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
+def found_file(picture: Image.Image) -> str:
+    return kept(picture, Path(get_upload_folder()))
 
 
 def table(caption: str, rows: Iterable[tuple[str, str]], head: Iterable[str] = ()) -> str:

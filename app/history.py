@@ -6,8 +6,9 @@ from typing import Any
 import gradio as gr
 
 from altdiffusion.requests import BadRequest, shorten
+from altdiffusion.serving.shown import data_uri
 
-from .handling import HELPER, data_uri
+from .handling import HELPER
 from .i18n import say, text, visitor_language
 
 _MOST = 24  # pictures, some 3 kB each; browsers keep 5 MB for a page

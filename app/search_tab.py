@@ -8,7 +8,7 @@ import gradio as gr
 from altdiffusion.images import open_image
 from altdiffusion.requests import BadRequest, shorten
 
-from .handling import HELPER, PICTURES, RAW, as_text, upload_path, uploaded
+from .handling import HELPER, PICTURES, RAW, as_text, found_file, upload_path, uploaded
 from .i18n import say, text, visitor_language
 
 
@@ -87,7 +87,9 @@ class _Handler:
         tag = visitor_language(request)
         if not hits:
             gr.Info(say("nothing_found", tag))
-        shown = [(hit.picture, f"{hit.score:.2f} {hit.names.get(tag, hit.caption)}") for hit in hits]
+        shown = [
+            (found_file(hit.picture), f"{hit.score:.2f} {hit.names.get(tag, hit.caption)}") for hit in hits
+        ]
         told = [{"name": hit.name, "caption": hit.caption, "score": round(hit.score, 4)} for hit in hits]
         return shown, told
 

@@ -22,16 +22,19 @@ def share_arenas(count: int = 2) -> None:
 
 
 def remove_old(folder: Path, age: float) -> None:
-    """Of the folders in `folder`: files of so many seconds ago, and what folders that leaves empty."""
+    """Of the folders in `folder`: files that came so many seconds ago, and what folders that leaves empty.
+
+    A copy has its original's time of change, so what counts is the time of its own last change (ctime).
+    """
     before = time.time() - age
     for one in folder.iterdir() if folder.is_dir() else ():
         with contextlib.suppress(OSError):  # still of use, no folder, or gone meanwhile
             emptied = False
             for file in one.iterdir():
-                if file.stat().st_mtime < before:
+                if file.stat().st_ctime < before:
                     file.unlink()
                     emptied = True
-            if emptied or one.stat().st_mtime < before:
+            if emptied or one.stat().st_ctime < before:
                 one.rmdir()
 
 

@@ -1,9 +1,10 @@
 """What a service has drawn does not fill the disk, and what its threads needed not the memory."""
 
 import asyncio
-import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -35,15 +36,17 @@ print(sum(int(start, 16) % 2**26 == 0 for start in starts))
 
 
 def test_old_files_go_and_so_do_the_folders_that_they_leave_empty(tmp_path: Path):
-    for name in ("empty", "old", "full", "new"):
+    for name in ("empty", "old", "full"):
         (tmp_path / name).mkdir()
-    for name in ("old/picture.png", "full/picture.png", "full/newer.png"):
+    for name in ("old/picture.png", "full/picture.png"):
         (tmp_path / name).touch()
-    for name in ("old/picture.png", "full/picture.png", "empty"):
-        os.utime(tmp_path / name, (0, 0))
-    remove_old(tmp_path, 60.0)
+    time.sleep(0.5)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "full/newer.png").touch()
+    shutil.copy2(__file__, tmp_path / "new/copied.py")  # with the time of the original
+    remove_old(tmp_path, 0.4)
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
-    assert left == {"full", "full/newer.png", "new"}
+    assert left == {"full", "full/newer.png", "new", "new/copied.py"}
 
 
 def test_a_folder_that_is_not_there_yet_is_waited_for(tmp_path: Path):

@@ -1,0 +1,32 @@
+"""Pictures as a page shows them: in its text, and as files beside it."""
+
+import base64
+import hashlib
+import io
+from pathlib import Path
+
+from PIL import Image
+
+from altdiffusion import aside
+
+
+def data_uri(image: Image.Image, longest: int = 256) -> str:
+    small = image.copy()
+    small.thumbnail((longest, longest))
+    data = io.BytesIO()
+    small.save(data, "WEBP", quality=80)
+    return "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def kept(image: Image.Image, folder: Path) -> str:
+    """Path in `folder` of the picture as PNG, one file whoever is shown it.
+
+    gradio, where it is handed pictures, writes into the file that another visitor may be reading just then.
+    """
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    path = folder / hashlib.sha256(data.getvalue()).hexdigest() / "image.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with aside.file(path, durable=False) as place:
+        place.write_bytes(data.getvalue())
+    return str(path)
