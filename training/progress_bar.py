@@ -1,6 +1,8 @@
 """The bar that shows how far a run is: samples per second, the time that is left, memory."""
 
-import psutil
+import resource
+import sys
+
 import torch
 from tqdm import tqdm
 
@@ -26,7 +28,8 @@ def advance(bar: tqdm, config: RunConfig, step: int) -> None:
 
 
 def memory() -> float:
-    """GB in use: the most that this process took of its CUDA device, else what it holds of the machine's."""
+    """GB that this process took at most: of its CUDA device, else of the machine."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
-    return psutil.Process().memory_info().rss / 1e9
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most * (1 if sys.platform == "darwin" else 1024) / 1e9
