@@ -65,13 +65,18 @@ def measure(runs: Path, stages: list[str], languages: list[str], scenes: int) ->
         folder = runs / stage / "model"
         clip = Teacher(folder) if english else AltCLIP.from_pretrained(folder, device="cpu")
         spoken = ["en"] if english else languages
-        retrieval = measure_retrieval(clip, scenes, spoken)["languages"]
-        zero_shot = measure_zero_shot(clip, spoken)["languages"]
-        rows = {tag: {**retrieval[tag], "top1": zero_shot[tag]["top1"]} for tag in spoken}
+        rows = rows_of(clip, scenes, spoken)
         numbers = str(clip.dtype).removeprefix("torch.")
         made = {"recipe": str(RECIPES / f"{stage}.yaml"), "fingerprint": clip.fingerprint, "numbers": numbers}
         measured.append({"stage": stage, "kind": kind, **made, "languages": rows})
     return measured
+
+
+def rows_of(clip: AltCLIP | Teacher, scenes: int, languages: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The six recalls, MR and top-1 in each language."""
+    retrieval = measure_retrieval(clip, scenes, languages)["languages"]
+    zero_shot = measure_zero_shot(clip, languages)["languages"]
+    return {tag: {**retrieval[tag], "top1": zero_shot[tag]["top1"]} for tag in languages}
 
 
 def table(report: dict) -> str:

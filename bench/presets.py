@@ -3,8 +3,7 @@
     python -m bench.presets [--emoji 40] [--languages …] [-o report.json] [--write]
 
 Prompts are plain CLDR names in each language, prompt number n with seed n under every preset. A difference is
-of top-1 to `exact`, picture by picture; its interval holds 95 % of 10,000 resamplings of the emoji, as the
-pictures of one emoji in several languages go right or wrong together. Seconds are of CPU time.
+of top-1 to `exact`, picture by picture, with the interval of `bench.judge`. Seconds are of CPU time.
 """
 
 import time
@@ -18,7 +17,7 @@ from tqdm import tqdm
 from altdiffusion import AltDiffusionPipeline
 from altdiffusion.languages import LANGUAGES
 from altdiffusion.presets import PRESETS
-from bench.judge import Judge
+from bench.judge import Judge, interval
 from bench.quality import BATCH, Prompts, covered, sample
 from bench.report import Start, origin, parser, tell
 
@@ -38,10 +37,8 @@ def draw(pipeline: AltDiffusionPipeline, prompts: Sequence[str], preset: str) ->
 
 def difference(exact: np.ndarray, other: np.ndarray) -> dict[str, float]:
     """Of hits (languages, emoji): how many more `exact` has, and between which bounds that lies."""
-    apart = (exact.astype(float) - other).mean(axis=0)
-    chosen = np.random.default_rng(0).integers(0, len(apart), (10_000, len(apart)))
-    low, high = np.percentile(apart[chosen].mean(axis=1), (2.5, 97.5))
-    return {"less": float(apart.mean()), "low": float(low), "high": float(high)}
+    found = interval(exact.astype(float) - other)
+    return {"less": found["mean"], "low": found["low"], "high": found["high"]}
 
 
 def measure(emoji: int, languages: Sequence[str]) -> dict[str, Any]:

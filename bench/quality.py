@@ -39,8 +39,13 @@ def sample(characters: list[str], size: int) -> list[str]:
     return [characters[i] for i in order[:size]]
 
 
-def pictures(pipeline: AltDiffusionPipeline, prompts: list[str]) -> list:
-    """One picture for each prompt, prompt n with seed n, at the model's defaults."""
+def pictures(
+    pipeline: AltDiffusionPipeline,
+    prompts: list[str],
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+) -> list:
+    """One picture for each prompt, prompt n with seed n; what is left out is the model's default."""
     defaults, drawn = pipeline.generation_defaults, []
     for first in range(0, len(prompts), BATCH):
         part = prompts[first : first + BATCH]
@@ -48,13 +53,13 @@ def pictures(pipeline: AltDiffusionPipeline, prompts: list[str]) -> list:
         drawn += pipeline(
             part,
             generator=generators,
-            num_inference_steps=defaults.steps,
-            guidance_scale=defaults.guidance_scale,
+            num_inference_steps=defaults.steps if steps is None else steps,
+            guidance_scale=defaults.guidance_scale if guidance_scale is None else guidance_scale,
         ).images
     return drawn
 
 
-def covered(model: str | None) -> list[str]:
+def covered(model: str | Path | None) -> list[str]:
     """What the model draws by its card, or by the list beside a stage's folder, or else what stages draw."""
     folder = bundled.FOLDER if model is None else Path(model)
     if (folder / bundled.CARD).is_file():
@@ -199,11 +204,11 @@ class Prompts:
         return not any(self.captions.unseen_name(tag, c) for c in characters)
 
 
-def drawing(arguments: argparse.Namespace) -> AltDiffusionPipeline:
-    pipeline = AltDiffusionPipeline.from_pretrained(arguments.model)
+def drawing(model: str | Path | None, lora: Path | None = None) -> AltDiffusionPipeline:
+    pipeline = AltDiffusionPipeline.from_pretrained(model)
     pipeline.set_progress_bar_config(disable=True)
-    if arguments.lora is not None:
-        pipeline.load_lora_weights(arguments.lora)
+    if lora is not None:
+        pipeline.load_lora_weights(lora)
     return pipeline
 
 
@@ -213,7 +218,8 @@ def encoder(arguments: argparse.Namespace) -> AltCLIP:
 
 def run(arguments: argparse.Namespace) -> dict:
     start, prompts, report = Start(), Prompts(), {}
-    drawn, encoded = functools.cache(lambda: drawing(arguments)), functools.cache(lambda: encoder(arguments))
+    drawn = functools.cache(lambda: drawing(arguments.model, arguments.lora))
+    encoded = functools.cache(lambda: encoder(arguments))
     judge = Judge()
 
     chosen = list(arguments.characters) or sample(covered(arguments.model), arguments.emoji)
