@@ -16,7 +16,7 @@ BROWSER := chromium fonts-noto-core fonts-noto-cjk fonts-thai-tlwg
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test soak check audit format docs bench app train-emoji debian browser
+.PHONY: help demo test soak check audit format docs bench app train-emoji rehearse debian browser
 
 help:
 	@echo "make demo         draw two pictures with the bundled model, into demo/"
@@ -28,6 +28,7 @@ help:
 	@echo "make docs         write docs/cli.md anew"
 	@echo "make bench        measure speed (an hour on two cores), or ARGS=quality the pictures (20 minutes)"
 	@echo "make train-emoji  train the bundled model from nothing (hours on two cores), or RECIPE=emoji-gpu on a GPU"
+	@echo "make rehearse     train and measure the papers' claims in a small world (some 100 minutes on two cores)"
 	@echo "make app          open the app in a browser (ARGS=... as of altdiffusion app)"
 	@echo "Each does its own set-up on first use, in .venv. PYTHON=... picks the interpreter (3.11 or newer)."
 
@@ -108,6 +109,9 @@ bench: $(VENV)/.stamp-dev debian
 
 train-emoji: $(VENV)/.stamp-dev debian
 	@PYTHON=$(CURDIR)/$(BIN)/python ARGS="$(ARGS)" bash training/recipes/$(RECIPE)/train.sh
+
+rehearse: $(VENV)/.stamp-dev debian
+	@PYTHON=$(CURDIR)/$(BIN)/python ARGS="$(ARGS)" bash training/recipes/rehearsal/run.sh
 
 $(VENV)/.stamp-app: $(VENV)/.stamp-venv pyproject.toml constraints.txt
 	@echo "set-up: installing the app in $(VENV) (one to several minutes, once)"

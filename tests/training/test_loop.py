@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
@@ -26,6 +27,7 @@ from training import output_folder
 from training.checkpoints import latest_checkpoint
 from training.config import parse
 from training.loop import Diverged
+from training.progress_bar import memory
 from training.stage import run_stage
 
 
@@ -132,6 +134,15 @@ def test_a_step_that_fp16_leaves_out_lowers_its_scale(tmp_path):
 
     run = toy.train(toy.config(tmp_path, 3), each)
     assert run.progress.skipped == 1 and scales == [2.0**16, 2.0**15, 2.0**15]
+
+
+def test_memory_is_the_most_that_was_taken_not_what_is_left(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    block = torch.ones(50_000_000)  # 200 MB
+    held = psutil.Process().memory_info().rss / 1e9
+    del block
+    assert psutil.Process().memory_info().rss / 1e9 < held - 0.15
+    assert memory() > held - 0.01
 
 
 def test_tensorboard_gets_what_metrics_jsonl_has(tmp_path):
