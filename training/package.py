@@ -47,9 +47,10 @@ STAGES = (
     "distill_arabic",
     "contrast_names_more",
     "contrast_names_last",
+    "unet_all",
 )
 #: Those of them that ship: the UNet with its autoencoder; both towers, whose text tower conditions the UNet.
-UNET, TOWERS = "unet_lists_more", "contrast_names_last"
+UNET, TOWERS = "unet_all", "contrast_names_last"
 #: Texts of the licences that the pictures and names came under, as Debian ships them.
 LICENCES = {
     "LICENSE-font.txt": "/usr/share/doc/fonts-noto-color-emoji/copyright",
@@ -70,8 +71,8 @@ class PackageConfig:
     towers: str = TOWERS
     """The one of them whose towers ship."""
     base: Path | None = None
-    """Packed model that the newest stages went on from: of stages whose folders are gone, UNet, autoencoder
-    and recipes are taken from there. None: all folders are there."""
+    """Packed model that the newest stages went on from: of stages whose folders are gone, UNet, autoencoder,
+    towers and recipes are taken from there. None: all folders are there."""
     output: Path = bundled.FOLDER
     steps: int = 20
     guidance_scale: float = 3.0
@@ -91,14 +92,11 @@ def package(config: PackageConfig) -> None:
 
 
 def fill(config: PackageConfig, place: Path) -> None:
-    altclip = config.stages / config.towers / "model"
+    altclip = folder_of(config.towers, config, "altclip")
     clip = AltCLIPModel.from_pretrained(altclip, dtype=torch.float16)
     clip.save_pretrained(place / "altclip", max_shard_size=SHARD_SIZE)
-    folder = config.stages / config.unet / "model"
-    if config.base is not None and not folder.exists():
-        folder = config.base
     pipeline = StableDiffusionPipeline.from_pretrained(
-        folder, text_encoder=clip.text_model, dtype=torch.float16
+        folder_of(config.unet, config), text_encoder=clip.text_model, dtype=torch.float16
     )
     pipeline.save_pretrained(place, max_shard_size=SHARD_SIZE)
     AutoTokenizer.from_pretrained(altclip).save_pretrained(place / "altclip")
@@ -113,6 +111,12 @@ def fill(config: PackageConfig, place: Path) -> None:
     for file in place.rglob("*.safetensors"):
         file.chmod(0o644)  # they come out for their owner alone; whoever installs the package shall read them
     bundled.write_manifest(place)
+
+
+def folder_of(stage: str, config: PackageConfig, part: str = "") -> Path:
+    """The stage's model, or what `base` has of it in `part` where that is gone."""
+    folder = config.stages / stage / "model"
+    return folder if config.base is None or folder.exists() else config.base / part
 
 
 def write_collection(folder: Path, side: int = 64) -> None:

@@ -53,6 +53,7 @@ def test_what_stages_that_are_gone_had_made_is_that_of_the_model_before(stages, 
     (stages / first / "config.yaml").unlink()
     (stages / second / "config.yaml").write_text("optim: {learning_rate: 2e-3}\n")
     shutil.rmtree(stages / package.UNET)
+    shutil.rmtree(stages / package.TOWERS / "model")
     monkeypatch.setattr("sys.argv", [*command, "--output", str(out), "--base", str(before)])
     package.main()
     card, old = bundled.card(out), bundled.card(before)
@@ -62,7 +63,8 @@ def test_what_stages_that_are_gone_had_made_is_that_of_the_model_before(stages, 
     assert card["taken over"] == {"commit": old["commit"], "stages": [first, package.UNET]}
     assert card["covered"] == old["covered"]
     unet = next((before / "unet").glob("*.safetensors"))
-    assert unet.read_bytes() == (out / "unet" / unet.name).read_bytes()
+    for name in (f"unet/{unet.name}", "altclip/model.safetensors"):
+        assert (before / name).read_bytes() == (out / name).read_bytes()
 
 
 def test_a_stage_that_is_missing_is_told_in_one_line_and_the_old_model_stays(

@@ -33,11 +33,14 @@ pair text_to_image unet_lists
 pair text_to_image unet_lists_more
 
 # The fourth: the image tower, and the other languages, Arabic most, come nearer to the English that the UNet knows,
-# which is not trained again.
+# for which it is not trained again.
 stage contrast contrast_names
 pair distill distill_arabic
 pair contrast contrast_names_more
 pair contrast contrast_names_last
+
+# The fifth: all emoji, and two at once.
+stage text_to_image unet_all
 
 # The papers' own step by itself: the tower of an English UNet is swapped, keys and values follow it.
 pair text_to_image english_unet_again
