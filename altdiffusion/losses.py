@@ -57,15 +57,17 @@ def distillation_loss(
     kind: str = "mse",
     groups: Int[Tensor, " batch"] | None = None,
     lengths: Int[Tensor, " batch"] | None = None,
+    token_targets: Float[Tensor, "batch tokens dim"] | None = None,
 ) -> Float[Tensor, ""]:
     """Teacher learning (Chen et al. 2022, section 3.2): the student's first token repeats the teacher's
     end-of-text state.
 
     `states` are the student's projected states, `target` the teacher's pooled output before its text
-    projection. With `sequence_weight` all other states are drawn there too: a UNet attends to every one of
-    them. Where `lengths` says how many tokens each text has, its own and one pad count, however far the batch
-    pads it. `kind`: "mse" is the paper's; "cosine" leaves the length free; "contrastive" tells each target
-    from the others of the batch, where `groups` names equal ones, and draws the other states there by "mse".
+    projection. With `sequence_weight` all other states are drawn there too, since a UNet attends to every one
+    of them, or each to its own of `token_targets`. Where `lengths` says how many tokens each text has, these
+    and one pad count, however far the batch pads it. `kind`: "mse" is the paper's; "cosine" leaves the length
+    free; "contrastive" tells each target from the others of the batch, where `groups` names equal ones, and
+    draws the other states there by "mse".
     """
     if kind == "contrastive":
         unit, goal = F.normalize(states[:, 0], dim=-1), F.normalize(target, dim=-1)
@@ -74,7 +76,8 @@ def distillation_loss(
         pooled = _distances(states[:, 0], target, kind).mean()
     if not sequence_weight:
         return pooled
-    of_tokens = _distances(states, target[:, None].expand_as(states), kind)
+    goals = target[:, None].expand_as(states) if token_targets is None else token_targets
+    of_tokens = _distances(states, goals, kind)
     if lengths is None:
         return pooled + sequence_weight * of_tokens.mean()
     counts = torch.arange(states.shape[1], device=states.device) <= lengths.to(states.device)[:, None]

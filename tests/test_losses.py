@@ -81,3 +81,10 @@ def test_contrastive_distillation_tells_a_target_from_the_others_of_the_batch():
     assert found == pytest.approx(math.log(1 + other), rel=1e-4)
     same = distillation_loss(states, target, kind="contrastive", groups=torch.tensor([1, 1])).item()
     assert same == pytest.approx(0.0, abs=1e-6)
+
+
+def test_each_token_may_have_a_target_of_its_own():
+    states, target = torch.zeros(1, 3, 2), torch.ones(1, 2)
+    goals = torch.tensor([[[1.0, 1.0], [2.0, 2.0], [0.0, 0.0]]])
+    found = distillation_loss(states, target, 0.3, lengths=torch.tensor([2]), token_targets=goals)
+    assert found.item() == pytest.approx(1 + 0.3 * (1 + 4 + 0) / 3)

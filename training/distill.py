@@ -5,14 +5,12 @@ Parallel text only, no pictures. The result is an AltCLIP: the student's tower w
 and projections.
 """
 
-import itertools
 import json
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -28,19 +26,19 @@ from altdiffusion import aside, checkpoints
 from altdiffusion.conditioning import encode_trimmed
 from altdiffusion.losses import distillation_loss
 from altdiffusion.model import AltCLIP
-from training.captions import Captions, training_scene
+from training.captions import Captions
 from training.config import OptimConfig, RunConfig, parse
 from training.data import open_text, parallel_text
-from training.emoji import centred, load_emoji
+from training.emoji import load_emoji
 from training.export import Made, data_of, finish
 from training.fixed_shapes import ROWS, in_fixed_shapes
 from training.frozen import store_rounded
-from training.grounds import GROUNDS, on_ground
 from training.known import texts_of
 from training.loop import Run
 from training.multilingual import SourceConfig
 from training.names import first_states, name_retrieval
 from training.opened import Opened
+from training.parallel_captions import Named, ParallelCaptions, english_texts, places_of, tokens_of
 from training.samples import shorten
 from training.stage import run_stage
 from training.streams import check_workers
@@ -88,6 +86,9 @@ class DistillConfig:
     """Share of keywords among the captions of one emoji."""
     ordered: bool = False
     """Captions name several emoji in the same order as the English one."""
+    own_words: bool = False
+    """In such captions the tokens of each name are drawn to what that name says alone, and to which of the
+    names it is, so that a UNet is told the things apart. Needs ordered."""
     ground_share: float = 0.0
     """Share of the captions that name the colour of the ground too."""
     languages: tuple[str, ...] = ()
@@ -131,6 +132,11 @@ class DistillConfig:
             raise ValueError(
                 f"kept_share: {self.kept_share}; allowed: 0 to below 1, above 0 with model, form own"
             )
+        if self.own_words and not (self.ordered and self.form == "own" and self.sequence_weight):
+            raise ValueError(
+                "own_words: True without ordered, without sequence_weight or with form m18; "
+                "allowed: with both, form own"
+            )
         if not 0 <= self.keyword_share <= 1:
             raise ValueError(f"keyword_share: {self.keyword_share}; allowed: 0 to 1")
         if self.freeze_embeddings and self.model is None and self.student.backbone is None:
@@ -138,29 +144,6 @@ class DistillConfig:
                 "freeze_embeddings: True with a new student, which has learnt no words; "
                 "allowed: with model or student.backbone"
             )
-
-
-class ParallelCaptions(torch.utils.data.Dataset):
-    """Endless pairs (caption in some language, plain English caption) of one to three emoji."""
-
-    items = None
-
-    def __init__(self, config: DistillConfig) -> None:
-        self.config, self.emoji = config, load_emoji()
-        self.captions = Captions(self.emoji, config.keyword_share, True, config.ordered)
-
-    def __getitem__(self, index: int) -> tuple[str, str]:
-        seed, characters = self.config.run.seed, self.emoji.characters
-        share = self.config.ground_share
-        scene = training_scene(seed, index, characters, self.config.counts, ground_share=share)
-        random = np.random.default_rng((seed, index, 2))
-        tag = self.captions.random_language(random, scene.characters, self.config.languages)
-        return self.captions.caption(scene, tag, random), self.captions.name(scene)
-
-    def collate(self, pairs: list[tuple[str, str]]) -> tuple[list[str], list[str]]:
-        """Sorted by length, so that the chunks in which they are encoded hold little padding."""
-        texts, english = zip(*sorted(pairs, key=lambda pair: len(pair[0].encode())), strict=True)
-        return list(texts), list(english)
 
 
 def whitening(states: Tensor, floor: float) -> Tensor:
@@ -184,10 +167,12 @@ class Distillation(nn.Module):
         change: Tensor,
         config: DistillConfig,
         generation_head: nn.Linear | None = None,
+        places: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.student, self.tokenizer, self.change, self.config = student, tokenizer, change, config
         self.generation_head = generation_head
+        self.places = places
         # Held outside the module tree: it has nothing to train, save or average.
         self.frozen = (teacher,)
         self.targets: dict[str, Tensor] = {}
@@ -222,7 +207,17 @@ class Distillation(nn.Module):
         states, before_last, lengths = two_states(self.student, self.tokenizer, texts)
         return [states, self.generation_head(before_last)], lengths
 
-    def forward(self, texts: list[str], english: list[str]) -> Tensor:
+    def of_tokens(self, texts: list[str], named: list[list[Named]], whole: Tensor, tokens: int) -> Tensor:
+        """(texts, tokens, dim): what each token is drawn to; of a name in a list what that name says."""
+        goal = whole[:, None].repeat(1, tokens, 1)
+        assert self.places is not None
+        for row, names in enumerate(named):
+            owners = tokens_of(self.tokenizer, texts[row], names)
+            for place, (name, own) in enumerate(zip(names, owners, strict=True)):
+                goal[row, own] = self.target([name.english])[0, 0] + self.places[place].to(goal)
+        return goal
+
+    def forward(self, texts: list[str], english: list[str], named: list[list[Named]] | None = None) -> Tensor:
         losses = []
         whole = self.config.loss == "contrastive" or self.student.device.type != "cpu"
         chunk = len(texts) if whole else CHUNK
@@ -233,8 +228,13 @@ class Distillation(nn.Module):
                 groups = torch.tensor([english.index(text) for text in english], device=self.student.device)
             (states, lengths), target = self.states(texts[part]), self.target(english[part])
             weight, kind = self.config.sequence_weight, self.config.loss
+            goal = None
+            if named is not None:
+                goal = self.of_tokens(texts[part], named[part], target[:, 0], states[0].shape[1])
             for head, of_head in enumerate(states):
-                loss = distillation_loss(of_head.float(), target[:, head], weight, kind, groups, lengths)
+                loss = distillation_loss(
+                    of_head.float(), target[:, head], weight, kind, groups, lengths, goal
+                )
                 losses.append(loss * len(of_head))
         return torch.stack(losses).sum() / len(texts)
 
@@ -302,15 +302,6 @@ def open_teacher(config: DistillConfig, opened: Opened | None) -> Teacher | Kept
     return teacher
 
 
-def english_texts(config: DistillConfig) -> list[str]:
-    """The English names, and where captions name grounds each on one of them."""
-    names = load_emoji().names["en"]
-    if not config.ground_share:
-        return list(names.values())
-    captions, grounds = Captions(load_emoji()), itertools.cycle(GROUNDS)
-    return [*names.values(), *(captions.name(on_ground(centred(c), next(grounds))) for c in names)]
-
-
 def train(config: DistillConfig) -> None:
     check_towers(config)
     opened = open_text(config.data, config.reading) if config.data else None
@@ -320,16 +311,17 @@ def train(config: DistillConfig) -> None:
     change = torch.eye(guide.width)
     if config.whiten is not None:
         change = whitening(guide.pooled(english_texts(config)), config.whiten)
+    of_places = places_of(guide.pooled(english_texts(config)) @ change) if config.own_words else None
     if isinstance(guide, Teacher):
         store_rounded(guide.tower, config.run.mixed_precision)
-    stage = Distillation(student, tokenizer, guide, change, config, head)
+    stage = Distillation(student, tokenizer, guide, change, config, head, of_places)
     pairs: Any = ParallelCaptions(config) if opened is None else parallel_text(opened, config.run, tokenizer)
     run = Run.start(config, stage)
     if config.loss == "contrastive" and run.accelerator.num_processes > 1:
         raise ValueError("loss: contrastive compares the whole batch; allowed on one process alone")
-    for texts, english in run.batches(pairs):
+    for batch in run.batches(pairs):
         with run.accelerator.autocast():
-            loss = run.model(texts, english)
+            loss = run.model(*batch)
         run.step(loss)
     if run.accelerator.is_main_process:
         trained: Any = run.trained()

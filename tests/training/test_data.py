@@ -7,8 +7,9 @@ import pytest
 
 from altdiffusion.languages import LANGUAGES
 from training.captions import TEMPLATES, Captions, fill, held_out_pair
-from training.distill import DistillConfig, ParallelCaptions
+from training.distill import DistillConfig
 from training.emoji import centred, draw, held_out, load_emoji, pixels, random_scene
+from training.parallel_captions import Named, ParallelCaptions, tokens_of
 from training.tokenizers import train_clip_tokenizer, train_xlmr_tokenizer
 
 
@@ -97,11 +98,38 @@ def test_the_towers_alone_learn_the_keywords_that_are_held_out(captions):
     emoji, pairs = captions.emoji, ParallelCaptions(settings)
     names = {name: c for c, name in emoji.names["en"].items()}
     seen = held = 0
-    for caption, english in (pairs[n] for n in range(3000)):
+    for caption, english, _ in (pairs[n] for n in range(3000)):
         character = names[english]
         seen += caption in captions.seen_keywords("de", character)
         held += caption in set(emoji.keywords["de"][character]) - set(captions.seen_keywords("de", character))
     assert 0.05 < held / (seen + held) < 0.15 and seen + held > 1000
+
+
+def test_the_names_in_a_list_are_known_by_their_letters(captions):
+    settings = DistillConfig(Path(), Path(), counts=(1, 2, 4), ordered=True, own_words=True)
+    pairs, names, lists = ParallelCaptions(settings), captions.emoji.names, 0
+    for caption, whole, named in (pairs[n] for n in range(300)):
+        if not named:
+            assert whole in names["en"].values()
+            continue
+        lists += 1
+        assert captions.listing("en", [one.english for one in named]) == whole
+        written = [caption[one.start : one.end] for one in named]
+        assert any(captions.listing(tag, written) == caption for tag in names)
+    assert lists > 150
+
+
+def test_the_tokens_of_a_name_are_those_that_hold_its_letters(captions):
+    tokenizer = train_xlmr_tokenizer(captions.corpus("en", "th"), 2000)
+    names, patterns = captions.emoji.names, captions.emoji.list_patterns
+    for tag in ("en", "th"):
+        first, second = names[tag]["🦞"], names[tag]["🌈"]
+        text = patterns[tag]["2"].format(first, second)
+        named = [Named(text.index(name), text.index(name) + len(name), name) for name in (first, second)]
+        ids = tokenizer(text)["input_ids"]
+        own = tokens_of(tokenizer, text, named)
+        assert [tokenizer.decode([ids[n] for n in tokens]).strip() for tokens in own] == [first, second]
+        assert own[0][-1] < own[1][0] and 0 not in own[0] and len(ids) - 1 not in own[1]
 
 
 def test_a_language_that_is_named_three_times_is_drawn_three_times_as_often(captions):

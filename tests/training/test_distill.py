@@ -11,7 +11,8 @@ from altdiffusion import AltCLIP, AltDiffusionPipeline
 from tests.fakes import SENTENCES, tiny_tokenizer
 from tests.training.conftest import flags, tiny_clip
 from training.config import parse
-from training.distill import DistillConfig, Teacher, train
+from training.distill import Distillation, DistillConfig, Teacher, build, train
+from training.parallel_captions import Named, tokens_of
 from training.student import student_from_backbone
 from training.tower import TextTower
 
@@ -50,6 +51,27 @@ def test_a_kept_share_lies_between_what_was_and_what_was_learnt(altclip, tmp_pat
     expected = before.get_parameter(WORDS[11:]) * 0.25 + learnt.get_parameter(WORDS[11:]) * 0.75
     assert not learnt.get_parameter(WORDS[11:]).equal(before.get_parameter(WORDS[11:]))
     assert_close(mixed.get_parameter(WORDS[11:]), expected)
+
+
+def test_the_tokens_of_a_list_are_drawn_to_their_own_names_and_places(altclip, tmp_path):
+    settings = config(tmp_path, 1, altclip, f"--model {altclip} --ordered True --own-words True")
+    guide = Teacher.read(altclip)
+    student, tokenizer, _ = build(settings, guide.width)
+    of_places = torch.arange(2 * guide.width).reshape(2, -1).float()
+    stage = Distillation(student, tokenizer, guide, torch.eye(guide.width), settings, None, of_places)
+    text, said = "a cat and a dog", ["cat", "dog"]
+    named = [Named(text.index(name), text.index(name) + 3, name) for name in said]
+    whole, apart = guide.pooled([text]), guide.pooled(said)
+    goals = stage.of_tokens([text, text], [named, []], whole.repeat(2, 1), 20)
+    owners = tokens_of(tokenizer, text, named)
+    assert all(owners)
+    for place, tokens in enumerate(owners):
+        assert_close(goals[0, tokens], (apart[place] + of_places[place]).expand(len(tokens), -1))
+    others = [n for n in range(20) if not any(n in tokens for tokens in owners)]
+    assert_close(goals[0, others], whole.expand(len(others), -1))
+    assert_close(goals[1], whole.expand(20, -1))
+    train(settings)  # and the whole stage runs
+    assert len(losses(tmp_path)) == 1
 
 
 def test_the_teachers_state_before_the_last_layer_is_that_of_its_end_of_text(teacher):
@@ -154,6 +176,8 @@ def test_what_does_not_fit_is_refused_before_training(teacher, altclip, tmp_path
         "student.backbone: 'a' with model 'b'": "--student.backbone a --model b",
         "freeze_embeddings: True with a new student": "--freeze-embeddings True",
         "kept_share: 0.5; allowed": "--kept-share 0.5",
+        "keyword_share: 2.0; allowed: 0 to 1": "--keyword-share 2",
+        "own_words: True without ordered": "--own-words True",
     }
     for message, more in cases.items():
         with pytest.raises(SystemExit):

@@ -1,0 +1,102 @@
+"""The emoji's captions beside the plain English ones, as teacher learning on them reads them."""
+
+import itertools
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.captions import Captions, training_scene
+from training.config import RunConfig
+from training.emoji import centred, load_emoji
+from training.grounds import GROUNDS, on_ground
+
+
+class Named(NamedTuple):
+    """A name in a caption: from which letter to which, and what it is in English."""
+
+    start: int
+    end: int
+    english: str
+
+
+class CaptionFields(Protocol):
+    """What a stage's configuration says of its captions."""
+
+    @property
+    def run(self) -> RunConfig: ...
+    @property
+    def counts(self) -> tuple[int, ...]: ...
+    @property
+    def keyword_share(self) -> float: ...
+    @property
+    def ordered(self) -> bool: ...
+    @property
+    def own_words(self) -> bool: ...
+    @property
+    def ground_share(self) -> float: ...
+    @property
+    def languages(self) -> tuple[str, ...]: ...
+
+
+class ParallelCaptions(torch.utils.data.Dataset):
+    """Endless (caption in some language, plain English caption, names in the caption of several emoji)."""
+
+    items = None
+
+    def __init__(self, config: CaptionFields) -> None:
+        self.config, self.emoji = config, load_emoji()
+        self.captions = Captions(self.emoji, config.keyword_share, True, config.ordered)
+
+    def __getitem__(self, index: int) -> tuple[str, str, list[Named]]:
+        seed, characters = self.config.run.seed, self.emoji.characters
+        share = self.config.ground_share
+        scene = training_scene(seed, index, characters, self.config.counts, ground_share=share)
+        random = np.random.default_rng((seed, index, 2))
+        tag = self.captions.random_language(random, scene.characters, self.config.languages)
+        caption = self.captions.caption(scene, tag, random)
+        return caption, self.captions.name(scene), self.named(caption, scene.characters, tag)
+
+    def named(self, caption: str, characters: tuple[str, ...], tag: str) -> list[Named]:
+        """Where the names stand; nothing of a single one, whose caption is all its own."""
+        found, place = list[Named](), 0
+        for character in characters if self.config.own_words and len(characters) > 1 else ():
+            name = self.emoji.names[tag][character]
+            start = caption.index(name, place)
+            place = start + len(name)
+            found.append(Named(start, place, self.emoji.names["en"][character]))
+        return found
+
+    def collate(self, samples: list[tuple[str, str, list[Named]]]) -> tuple[Any, ...]:
+        """Sorted by length, so that the chunks in which they are encoded hold little padding."""
+        texts, english, named = zip(*sorted(samples, key=lambda one: len(one[0].encode())), strict=True)
+        both = list(texts), list(english)
+        return (*both, list(named)) if self.config.own_words else both
+
+
+def english_texts(config: CaptionFields) -> list[str]:
+    """The English names, and where captions name grounds each on one of them."""
+    names = load_emoji().names["en"]
+    if not config.ground_share:
+        return list(names.values())
+    captions, grounds = Captions(load_emoji()), itertools.cycle(GROUNDS)
+    return [*names.values(), *(captions.name(on_ground(centred(c), next(grounds))) for c in names)]
+
+
+def places_of(targets: Tensor, several: int = 4, share: float = 0.5) -> Tensor:
+    """(several, dim): what is added to the first name's target, the second's, and so on.
+
+    The same directions in every run, of `share` of the root mean square of `targets` (texts, dim).
+    """
+    directions = torch.randn(several, targets.shape[1], generator=torch.Generator().manual_seed(0))
+    return share * targets.square().mean().sqrt() * directions
+
+
+def tokens_of(tokenizer: Any, text: str, names: list[Named]) -> list[list[int]]:
+    """The numbers of the tokens that hold a letter of each name."""
+    offsets = tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"] if names else []
+    return [
+        [n for n, (first, last) in enumerate(offsets) if first < name.end and last > name.start]
+        for name in names
+    ]
