@@ -15,7 +15,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from transformers import AltCLIPModel, AutoTokenizer, CLIPImageProcessor
 
-from altdiffusion import aside, bundled
+from altdiffusion import aside, bundled, checkpoints
 from altdiffusion.languages import LANGUAGES
 from altdiffusion.model import AltCLIP
 from altdiffusion.serving.collection import NAMES, SHEET, Collection
@@ -108,6 +108,7 @@ def fill(config: PackageConfig, place: Path) -> None:
         shutil.copyfile(source, place / name)
     write_collection(place)
     Collection(place / "collection").write_vectors(AltCLIP.from_pretrained(place))
+    checkpoints.forget_paths(place)
     for file in place.rglob("*.safetensors"):
         file.chmod(0o644)  # they come out for their owner alone; whoever installs the package shall read them
     bundled.write_manifest(place)

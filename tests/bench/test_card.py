@@ -11,12 +11,13 @@ from altdiffusion import bundled
 from bench import card
 from tests.fakes import COVERED
 from training.emoji import centred, draw
-from training.package import model_card
+from training.package import UNET, PackageConfig, model_card
 
 
 @pytest.fixture
 def folder(model_folder: Path) -> Path:
-    text = model_card({"covered": COVERED, "languages": ["en"]})
+    made = {"languages": ["en"], "defaults": {"width": 64}, "recipe": {UNET: {}}}
+    text = model_card({"covered": COVERED, **made}, PackageConfig())
     (model_folder / "README.md").write_text(text, encoding="utf-8")
     return model_folder
 

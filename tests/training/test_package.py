@@ -41,6 +41,7 @@ def test_what_is_packed_is_whole_and_opens_and_says_what_made_it(stages, tmp_pat
     card = bundled.card(out)
     assert set(card["covered"]) == set(COVERED) and list(card["recipe"]) == list(package.STAGES)
     assert not list(tmp_path.glob(".*"))
+    assert not any(str(tmp_path) in file.read_text(encoding="utf-8") for file in out.rglob("*.json"))
 
 
 def test_what_stages_that_are_gone_had_made_is_that_of_the_model_before(stages, tmp_path, monkeypatch):
