@@ -84,6 +84,8 @@ class DistillConfig:
     """Emoji in a caption, drawn evenly from this list."""
     keyword_share: float = 0.1
     """Share of keywords among the captions of one emoji."""
+    strange_share: float = 0.0
+    """Share of the captions of one emoji in which its name stands among words that say nothing of it."""
     ordered: bool = False
     """Captions name several emoji in the same order as the English one."""
     own_words: bool = False
@@ -137,8 +139,9 @@ class DistillConfig:
                 "own_words: True without ordered, without sequence_weight or with form m18; "
                 "allowed: with both, form own"
             )
-        if not 0 <= self.keyword_share <= 1:
-            raise ValueError(f"keyword_share: {self.keyword_share}; allowed: 0 to 1")
+        for name in ("keyword_share", "strange_share"):
+            if not 0 <= (share := getattr(self, name)) <= 1:
+                raise ValueError(f"{name}: {share}; allowed: 0 to 1")
         if self.freeze_embeddings and self.model is None and self.student.backbone is None:
             raise ValueError(
                 "freeze_embeddings: True with a new student, which has learnt no words; "

@@ -1,13 +1,14 @@
 """The emoji's captions beside the plain English ones, as teacher learning on them reads them."""
 
 import itertools
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from training.captions import Captions, training_scene
+from training.captions import TEMPLATES, Captions, training_scene
 from training.config import RunConfig
 from training.emoji import centred, load_emoji
 from training.grounds import GROUNDS, on_ground
@@ -30,6 +31,8 @@ class CaptionFields(Protocol):
     def counts(self) -> tuple[int, ...]: ...
     @property
     def keyword_share(self) -> float: ...
+    @property
+    def strange_share(self) -> float: ...
     @property
     def ordered(self) -> bool: ...
     @property
@@ -56,6 +59,9 @@ class ParallelCaptions(torch.utils.data.Dataset):
         random = np.random.default_rng((seed, index, 2))
         tag = self.captions.random_language(random, scene.characters, self.config.languages)
         caption = self.captions.caption(scene, tag, random)
+        random = np.random.default_rng((seed, index, 6))
+        if len(scene.placed) == 1 and not scene.ground and random.random() < self.config.strange_share:
+            caption = self.among_strangers(scene.characters[0], tag, random)
         return caption, self.captions.name(scene), self.named(caption, scene.characters, tag)
 
     def named(self, caption: str, characters: tuple[str, ...], tag: str) -> list[Named]:
@@ -67,6 +73,33 @@ class ParallelCaptions(torch.utils.data.Dataset):
             place = start + len(name)
             found.append(Named(start, place, self.emoji.names["en"][character]))
         return found
+
+    def among_strangers(self, character: str, tag: str, random: np.random.Generator) -> str:
+        """The name among one to three words that say nothing of it: letters at random, or another's keyword.
+
+        So a tower learns what is asked for, however it is asked.
+        """
+        letters, keywords = self.words[tag]
+        words = [
+            str(random.choice(keywords))
+            if random.random() < 0.5
+            else "".join(random.choice(letters, int(random.integers(2, 8))))
+            for _ in range(int(random.integers(1, 4)))
+        ]
+        words.insert(int(random.integers(len(words) + 1)), self.emoji.names[tag][character])
+        return (" " if any(" " in template for template in TEMPLATES[tag]) else "").join(words)
+
+    @cached_property
+    def words(self) -> dict[str, tuple[list[str], list[str]]]:
+        """Letters and keywords of each language."""
+        letters = {
+            tag: {c for name in of.values() for c in name if c.isalpha()}
+            for tag, of in self.emoji.names.items()
+        }
+        of_all = {
+            tag: [word for words in of.values() for word in words] for tag, of in self.emoji.keywords.items()
+        }
+        return {tag: (sorted(letters[tag]), of_all[tag]) for tag in letters}
 
     def collate(self, samples: list[tuple[str, str, list[Named]]]) -> tuple[Any, ...]:
         """Sorted by length, so that the chunks in which they are encoded hold little padding."""

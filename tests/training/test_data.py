@@ -105,6 +105,17 @@ def test_the_towers_alone_learn_the_keywords_that_are_held_out(captions):
     assert 0.05 < held / (seen + held) < 0.15 and seen + held > 1000
 
 
+def test_a_name_among_strange_words_is_still_the_whole_of_what_is_asked(captions):
+    settings = DistillConfig(Path(), Path(), counts=(1,), languages=("en", "zh"), strange_share=1.0)
+    pairs, names = ParallelCaptions(settings), captions.emoji.names
+    english = {name: c for c, name in names["en"].items()}
+    for caption, whole, named in (pairs[n] for n in range(100)):
+        found = [tag for tag in ("en", "zh") if names[tag][english[whole]] in caption]
+        assert found and caption not in (names[tag][english[whole]] for tag in found) and not named
+        spaces = caption.replace(names[found[0]][english[whole]], "").count(" ")
+        assert spaces >= 1 if found == ["en"] else spaces == 0 or found != ["zh"]
+
+
 def test_the_names_in_a_list_are_known_by_their_letters(captions):
     settings = DistillConfig(Path(), Path(), counts=(1, 2, 4), ordered=True, own_words=True)
     pairs, names, lists = ParallelCaptions(settings), captions.emoji.names, 0
