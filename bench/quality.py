@@ -73,8 +73,9 @@ def covered(model: str | Path | None) -> list[str]:
 def measure_judge(pipeline: AltDiffusionPipeline, judge: Judge) -> dict:
     """The judge on real scenes of every emoji, on pairs, and on what the autoencoder makes of them."""
     scenes = [plain(random_scene(7, n, (c,), pastel=0.5)) for n, c in enumerate(judge.characters)]
-    singles, pairs = [draw(scene, 64) for scene in scenes], held_out_pairs(500)
-    both = [draw(in_a_row(tuple(pair)), 64) for pair in pairs]
+    side, pairs = pipeline.vae.config.sample_size, held_out_pairs(500)
+    singles = [draw(scene, side) for scene in scenes]
+    both = [draw(in_a_row(tuple(pair)), side) for pair in pairs]
     return {
         "real": figures(judge.ranks(singles, list(judge.characters))),
         "reconstructions": figures(judge.ranks(rebuilt(pipeline, singles), list(judge.characters))),
