@@ -3,11 +3,15 @@
 import base64
 import hashlib
 import io
+import secrets
 from pathlib import Path
 
 from PIL import Image
 
 from altdiffusion import aside
+
+#: Goes into the names of files, so that who has a picture cannot tell whether others were shown it.
+_KEY = secrets.token_bytes(32)
 
 
 def data_uri(image: Image.Image, longest: int = 256) -> str:
@@ -25,7 +29,7 @@ def kept(image: Image.Image, folder: Path) -> str:
     """
     data = io.BytesIO()
     image.save(data, "PNG")
-    path = folder / hashlib.sha256(data.getvalue()).hexdigest() / "image.png"
+    path = folder / hashlib.blake2b(data.getvalue(), key=_KEY, digest_size=20).hexdigest() / "image.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     with aside.file(path, durable=False) as place:
         place.write_bytes(data.getvalue())

@@ -4,8 +4,10 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from altdiffusion.serving import shown
 from altdiffusion.serving.shown import data_uri, kept
 
 
@@ -18,6 +20,13 @@ def test_the_same_picture_is_one_file_and_another_one_is_another(tmp_path: Path)
     assert first == again != other
     with Image.open(first) as found:
         assert (np.asarray(found) == np.asarray(noise(8))).all()
+
+
+def test_another_server_gives_another_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """So nobody can tell from a picture of theirs whether somebody was shown it."""
+    here = kept(noise(8), tmp_path)
+    monkeypatch.setattr(shown, "_KEY", b"of another process")
+    assert kept(noise(8), tmp_path) != here
 
 
 def test_who_reads_while_it_is_written_again_gets_all_of_it(tmp_path: Path):
