@@ -60,28 +60,36 @@ class Judge:
 
     def ranks(self, pictures: list[Image.Image], wanted: list[str]) -> np.ndarray:
         """For each picture the number of other emoji that it is nearer to than to the wanted one."""
-        found = np.stack([descriptor(picture) for picture in pictures])
-        distances = (
-            (found**2).sum(1)[:, None] + (self.references**2).sum(1)[None] - 2 * found @ self.references.T
-        )
-        ranks = []
-        for row, character in zip(distances, wanted, strict=True):
-            best: dict[str, float] = {}
-            for name, distance in zip(self.classes, row, strict=True):
-                best[name] = min(best.get(name, np.inf), float(distance))
-            own = best[self.same.get(character, character)]
-            ranks.append(sum(distance < own for distance in best.values()))
-        return np.array(ranks)
+        nearest = self.nearest(pictures)
+        return np.array([self.rank(best, one) for best, one in zip(nearest, wanted, strict=True)])
 
     def pair_ranks(self, pictures: list[Image.Image], wanted: list[str]) -> np.ndarray:
         """Of pictures of two emoji each the larger of both ranks: below 5 both are found. Each half is named
         by itself, so of 1,364 emoji that are not in it five at most (0.4 %) are taken for found."""
         ranks = []
         for picture, (one, other) in zip(pictures, wanted, strict=True):
-            ways = [half for cut in halves(picture) for half in (*cut, *cut)]
-            found = self.ranks(ways, [one, other, other, one] * 2)
-            ranks.append(found.reshape(-1, 2).max(axis=1).min())
+            cuts = [self.nearest(list(cut)) for cut in halves(picture)]
+            ways = [pair for first, second in cuts for pair in ((first, second), (second, first))]
+            ranks.append(min(max(self.rank(a, one), self.rank(b, other)) for a, b in ways))
         return np.array(ranks)
+
+    def nearest(self, pictures: list[Image.Image]) -> list[dict[str, float]]:
+        """For each picture the distance of each emoji, of look-alikes the nearest one's."""
+        found = np.stack([descriptor(picture) for picture in pictures])
+        distances = (
+            (found**2).sum(1)[:, None] + (self.references**2).sum(1)[None] - 2 * found @ self.references.T
+        )
+        nearest = []
+        for row in distances:
+            best: dict[str, float] = {}
+            for name, distance in zip(self.classes, row, strict=True):
+                best[name] = min(best.get(name, np.inf), float(distance))
+            nearest.append(best)
+        return nearest
+
+    def rank(self, best: dict[str, float], wanted: str) -> int:
+        own = best[self.same.get(wanted, wanted)]
+        return sum(distance < own for distance in best.values())
 
 
 def halves(picture: Image.Image) -> list[tuple[Image.Image, Image.Image]]:
