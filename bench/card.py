@@ -17,7 +17,7 @@ from altdiffusion import AltDiffusionPipeline, aside, bundled
 from altdiffusion.grids import captioned_grid, labelled_grid
 from altdiffusion.languages import LANGUAGES
 from bench.judge import Judge, held_out_pairs
-from bench.quality import Prompts, pictures, sample
+from bench.quality import Prompts, drawing, pictures, sample
 from bench.report import put
 from training.emoji import centred, draw
 
@@ -64,8 +64,7 @@ def beside(left: Image.Image, right: Image.Image) -> Image.Image:
 
 def drawn(folder: Path, tried: int) -> dict[str, tuple[Image.Image | None, str]]:
     """Name → picture, if there is any, and the sentence below it."""
-    pipeline, prompts = AltDiffusionPipeline.from_pretrained(folder), Prompts()
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline, prompts = drawing(folder), Prompts()
     wrong, number = failures(pipeline, prompts, tried)
     few = f"The first {_SHOWN}" if number > _SHOWN else "These"
     return {
