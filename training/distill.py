@@ -311,10 +311,11 @@ def train(config: DistillConfig) -> None:
     torch.manual_seed(config.run.seed)
     guide = open_teacher(config, opened)
     student, tokenizer, head = build(config, guide.width)
-    change = torch.eye(guide.width)
-    if config.whiten is not None:
-        change = whitening(guide.pooled(english_texts(config)), config.whiten)
-    of_places = places_of(guide.pooled(english_texts(config)) @ change) if config.own_words else None
+    change, of_places = torch.eye(guide.width), None
+    if config.whiten is not None or config.own_words:
+        said = guide.pooled(english_texts(config))
+        change = change if config.whiten is None else whitening(said, config.whiten)
+        of_places = places_of(said @ change) if config.own_words else None
     if isinstance(guide, Teacher):
         store_rounded(guide.tower, config.run.mixed_precision)
     stage = Distillation(student, tokenizer, guide, change, config, head, of_places)
