@@ -59,9 +59,10 @@ class ParallelCaptions(torch.utils.data.Dataset):
         random = np.random.default_rng((seed, index, 2))
         tag = self.captions.random_language(random, scene.characters, self.config.languages)
         caption = self.captions.caption(scene, tag, random)
-        random = np.random.default_rng((seed, index, 6))
-        if len(scene.placed) == 1 and not scene.ground and random.random() < self.config.strange_share:
-            caption = self.among_strangers(scene.characters[0], tag, random)
+        if self.config.strange_share and len(scene.placed) == 1 and not scene.ground:
+            random = np.random.default_rng((seed, index, 7))  # 6 decides on the ground
+            if random.random() < self.config.strange_share:
+                caption = self.among_strangers(scene.characters[0], tag, random)
         return caption, self.captions.name(scene), self.named(caption, scene.characters, tag)
 
     def named(self, caption: str, characters: tuple[str, ...], tag: str) -> list[Named]:
