@@ -108,7 +108,8 @@ def test_a_disk_that_ends_at_any_page_of_a_checkpoint_costs_that_checkpoint_alon
 def test_an_export_that_finds_no_room_leaves_nothing(small_disk, shared_pipeline, tally):
     """Pages are left for a part of the model, up to all of it, in steps of an uneven size.
 
-    How many are left is told to some 64 pages: tmpfs counts them on each processor by itself.
+    How many are left is told to some 64 pages or more: tmpfs counts them on each processor by itself.
+    That all of it can be saved where it has room is tried on the whole disk therefore.
     """
     count = tally("D3 disk full during an export")
     shared_pipeline.save_pretrained(small_disk / "first")
@@ -121,7 +122,7 @@ def test_an_export_that_finds_no_room_leaves_nothing(small_disk, shared_pipeline
                 shared_pipeline.save_pretrained(small_disk / "model")
             assert is_full(caught.value)
             assert [path.name for path in small_disk.iterdir()] == ["rest"]
-    pages_left(small_disk, size // 4096 + 100)
+    (small_disk / "rest").unlink()
     with tried(count, "all of it"):
         shared_pipeline.save_pretrained(small_disk / "model")
         bundled.verify(small_disk / "model")
