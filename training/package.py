@@ -48,9 +48,13 @@ STAGES = (
     "contrast_names_more",
     "contrast_names_last",
     "unet_all",
+    "distill_words",
+    "distill_keywords",
+    "contrast_keywords",
+    "unet_words",
 )
 #: Those of them that ship: the UNet with its autoencoder; both towers, whose text tower conditions the UNet.
-UNET, TOWERS = "unet_all", "contrast_names_last"
+UNET, TOWERS = "unet_words", "contrast_keywords"
 #: Texts of the licences that the pictures and names came under, as Debian ships them.
 LICENCES = {
     "LICENSE-font.txt": "/usr/share/doc/fonts-noto-color-emoji/copyright",

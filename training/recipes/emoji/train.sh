@@ -39,8 +39,14 @@ pair distill distill_arabic
 pair contrast contrast_names_more
 pair contrast contrast_names_last
 
-# The fifth: all emoji, and two at once.
+# The fifth: all emoji.
 stage text_to_image unet_all
+
+# The sixth: the words beside the names, and two emoji at once, whose names the text tower tells apart.
+pair distill distill_words
+stage distill distill_keywords
+pair contrast contrast_keywords
+pair text_to_image unet_words
 
 # The papers' own step by itself: the tower of an English UNet is swapped, keys and values follow it.
 pair text_to_image english_unet_again
