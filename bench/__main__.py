@@ -25,6 +25,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "encode": ("-o", "--write"),
     "generate": ("-o", "--write"),
     "training": ("-o", "--write"),
+    "attending": ("-o", "--write"),
     "search": ("-o", "--write"),
     "openvino": ("-o", "--write"),
     "gpu": ("-o",),

@@ -26,6 +26,7 @@ from altdiffusion import aside, checkpoints
 from altdiffusion.conditioning import encode_trimmed
 from altdiffusion.losses import distillation_loss
 from altdiffusion.model import AltCLIP
+from training.attending import attend_in_text
 from training.captions import Captions
 from training.config import OptimConfig, RunConfig, parse
 from training.data import open_text, parallel_text
@@ -260,6 +261,7 @@ def build(config: DistillConfig, width: int) -> tuple[AltCLIPTextModel, Any, nn.
         tokenizer = train_xlmr_tokenizer(lines, config.student.vocab_size)
         student = build_student(config.student, len(tokenizer), width)
     still(student)
+    attend_in_text(student, config.run.mixed_precision)
     if config.freeze_embeddings:
         student.roberta.embeddings.word_embeddings.requires_grad_(False)
     if config.form == "own":

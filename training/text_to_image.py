@@ -30,6 +30,7 @@ from altdiffusion.losses import diffusion_loss
 from altdiffusion.runtime import choose_attention
 from altdiffusion.trainable import lora_state, select_parameters
 from training import inversion, lora
+from training.attending import set_attention
 from training.config import OptimConfig, RunConfig, parse
 from training.data import image_captions, open_pictures, state_of_processes
 from training.emoji_latents import CaptionedLatents, ScenesConfig, chosen_scenes, swap_captions
@@ -49,7 +50,7 @@ from training.stage import run_stage
 from training.streams import check_workers
 from training.swap import map_cross_attention
 from training.tower import TextTower
-from training.unet import UNetConfig, build_unet, drawn_timesteps, schedule_fields, set_attention
+from training.unet import UNetConfig, build_unet, drawn_timesteps, schedule_fields
 from training.validation import Validation, ValidationConfig
 
 logger = logging.getLogger(__name__)
@@ -159,7 +160,7 @@ def prepare_unet(config: TextToImageConfig, tower: AnyTower, shape: torch.Size) 
         lora.prepare(unet, config.lora)
     if config.trainable != "textual_inversion":
         select_parameters(unet, config.trainable)
-    set_attention(unet, config.attention)
+    set_attention(unet, config.attention, config.run.mixed_precision)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     return unet

@@ -1,18 +1,15 @@
-"""The UNet of a text-to-image stage: a new one or one to go on from, how it attends, its noise schedule."""
+"""The UNet of a text-to-image stage: a new one or one to go on from, its noise schedule."""
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from diffusers import UNet2DConditionModel
 from jaxtyping import Int
 from torch import Tensor
 
-from altdiffusion.runtime import choose_attention
 from training.loop import Run
 
-logger = logging.getLogger(__name__)
 #: Stable Diffusion's noise schedule (Rombach et al. 2022, table 15; every checkpoint of this family has it).
 SCHEDULE = {
     "num_train_timesteps": 1000,
@@ -57,15 +54,6 @@ def build_unet(
         norm_num_groups=shape.norm_num_groups,
         cross_attention_dim=width,
     )
-
-
-def set_attention(unet: UNet2DConditionModel, name: Literal["auto", "sdpa", "xformers"]) -> None:
-    """diffusers' default is PyTorch's attention; what `auto` chose is said once, with the reason."""
-    backend, reason = choose_attention(name)
-    if name == "auto":
-        logger.info("attention: %s (%s)", backend, reason)
-    if backend == "xformers":
-        unet.enable_xformers_memory_efficient_attention()
 
 
 def drawn_timesteps(run: Run, schedule: Any, items: int, bias: float = 0.0) -> Int[Tensor, " batch"]:
