@@ -2,8 +2,8 @@
 
     python -m bench.attending [--rounds 7] [--batch 64] [-o report.json] [--write]
 
-The bundled UNet and text tower, forth and back under autocast, and attention alone at the shapes of the
-published UNet. The ways take turns; seconds are medians of CPU time.
+The bundled UNet and text tower, forth and back under autocast, and attention alone at the shapes of this
+UNet and of the published one. The ways take turns; seconds are medians of CPU time.
 """
 
 from collections.abc import Callable
@@ -20,9 +20,10 @@ from bench.training import take_turns
 from training.attending import PlainWhereShort, attend_in_text
 
 WAYS = ("fused", "plain where short")
-#: (samples, heads, queries, keys, width): self- and cross-attention of Stable Diffusion at 512 px, by block.
-PUBLISHED = ((1, 8, 4096, 4096, 40), (1, 8, 4096, 77, 40), (4, 8, 1024, 1024, 80), (4, 8, 1024, 77, 80))
-PUBLISHED += ((8, 8, 256, 256, 160), (8, 8, 256, 77, 160))
+#: (samples, heads, queries, keys, width) of the emoji UNet, by block, then of Stable Diffusion's at 512 px.
+SHAPES = ((64, 2, 256, 256, 32), (64, 2, 256, 12, 32), (64, 4, 64, 64, 32), (64, 4, 64, 12, 32))
+SHAPES += ((1, 8, 4096, 4096, 40), (1, 8, 4096, 77, 40), (4, 8, 1024, 1024, 80), (4, 8, 1024, 77, 80))
+SHAPES += ((8, 8, 256, 256, 160), (8, 8, 256, 77, 160))
 
 
 def forth_and_back(call: Callable[[], Tensor], parameters: list[Tensor]) -> Callable[[], None]:
@@ -79,7 +80,7 @@ def kernel_ways(samples: int, heads: int, queries: int, keys: int, width: int) -
     return {way: forth_and_back(call, [q, k, v]) for way, call in zip(WAYS, calls, strict=True)}
 
 
-def measure(batch: int, rounds: int, shapes: tuple = PUBLISHED) -> dict[str, Any]:
+def measure(batch: int, rounds: int, shapes: tuple = SHAPES) -> dict[str, Any]:
     start, rows = Start(), []
     jobs = {f"bundled UNet, {batch} samples": unet_ways, f"bundled text tower, {batch} texts": tower_ways}
     cases = [(name, ways(batch)) for name, ways in jobs.items()]
