@@ -14,8 +14,10 @@ logger = logging.getLogger(__name__)
 
 
 def fused_is_slow(mixed_precision: str) -> bool:
-    """Whether the way back through PyTorch's fused attention is slow where sequences are short: on a CPU in
-    bf16, 1.5 to 5.9 times the time of two plain products (docs/decisions.md). The results differ by rounding.
+    """Whether the way back through PyTorch's fused attention is slow where sequences are short.
+
+    On a CPU in bf16: two to eight times the time of plain products (`bench.attending`); both say the same to
+    rounding.
     """
     return mixed_precision == "bf16" and choose_device().type == "cpu"
 
@@ -29,7 +31,7 @@ def attend_in_text(tower: PreTrainedModel, mixed_precision: str) -> None:
 class PlainWhereShort:
     """Attention by two products where queries x keys are at most `FEW`, by PyTorch's fused kernel beyond."""
 
-    FEW = 1024 * 1024
+    FEW = 512 * 1024
 
     def __init__(self) -> None:
         self.plain, self.fused = AttnProcessor(), AttnProcessor2_0()
