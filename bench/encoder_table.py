@@ -31,6 +31,7 @@ STAGES = {
     "distill_lists": ("teacher learning", False),
     "contrast_lists": ("contrastive learning", False),
     "contrast_names_last": ("fourth round", False),
+    "contrast_keywords": ("sixth round", False),
 }
 RECIPES = Path("training/recipes/emoji")
 
