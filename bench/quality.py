@@ -116,8 +116,9 @@ def measure_generation(pipeline, rank, chosen: list[str], languages, write_promp
 
 
 def summary(table: dict[str, dict], key: str) -> dict:
-    """Mean over languages and the worst language, each also as a share of English."""
-    english, values = table["en"][key], {tag: row[key] for tag, row in table.items()}
+    """Mean over languages and the worst language, each also as a share of English; 0 without English."""
+    values = {tag: row[key] for tag, row in table.items()}
+    english = values.get("en")
     worst = min(values, key=values.__getitem__)
     mean = float(np.mean(list(values.values())))
     return {
