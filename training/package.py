@@ -193,7 +193,8 @@ def recipes(config: PackageConfig) -> tuple[dict[str, dict], dict]:
 def model_card(card: dict, config: PackageConfig) -> str:
     size, trained = card["defaults"]["width"], card["recipe"][config.unet]
     scenes = trained.get("scenes", {})
-    several = "some of them" if trained.get("pairs") or scenes.get("groups") else "one of them"
+    together = trained.get("pairs") or scenes.get("groups")
+    several = "them side by side, as well as the table below says" if together else "one of them"
     grounds = ", 10 % of the\npairs of an emoji and a ground" if scenes.get("ground_share") else ""
     languages = "\n".join(f"- {tag}" for tag in card["languages"])
     return f"""---
@@ -218,8 +219,8 @@ it. `collection/` holds the emoji that the towers learnt, for the app to search:
 ## Data
 
 Pictures: Noto Color Emoji, SIL Open Font License 1.1 (`LICENSE-font.txt`). Names and keywords: Unicode CLDR,
-Unicode licence (`LICENSE-cldr.txt`). Held out by a hash: 2 % of the names of each language but English, 10 %
-of the keywords, one template per language, 10 % of the pairs of emoji{grounds}.
+Unicode licence (`LICENSE-cldr.txt`). Held out by a hash: 2 % of the names of each language but English, one
+template per language, 10 % of the keywords (of the UNet alone), 10 % of the pairs of emoji{grounds}.
 
 ## Recipe
 

@@ -95,7 +95,7 @@ def test_a_chain_of_ones_own_is_packed_and_its_card_says_what_it_draws(tmp_path,
     package.main()
     assert list(bundled.card(out)["recipe"]) == ["towers", "draws"]
     card = (out / "README.md").read_text()
-    assert "gives some of them." in card and "an emoji and a ground" in card and "recipes/mine/" in card
+    assert "gives them side by side" in card and "an emoji and a ground" in card and "recipes/mine/" in card
     monkeypatch.setattr("sys.argv", ["package", *chain, "--towers", "other", "--output", str(out)])
     with pytest.raises(SystemExit):
         package.main()
