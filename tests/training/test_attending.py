@@ -19,9 +19,9 @@ def gradients(unet, latents, states):
     return drawn.detach(), {name: p.grad.clone() for name, p in unet.named_parameters()}
 
 
-@pytest.mark.parametrize("few", [0, 20, 10**6])
+@pytest.mark.parametrize("few", [0, 64 * 5, 10**6])
 def test_it_says_what_the_fused_kernel_says(few, monkeypatch):
-    """Nothing, cross-attention alone, and everything plain: forth and back to float32's rounding."""
+    """Nothing, all but the longest, and everything plain: forth and back to float32's rounding."""
     torch.manual_seed(0)
     fused = fakes.tiny_unet().train()
     plain = copy.deepcopy(fused)
