@@ -85,6 +85,8 @@ class DistillConfig:
     """Emoji in a caption, drawn evenly from this list."""
     keyword_share: float = 0.1
     """Share of keywords among the captions of one emoji."""
+    even_keywords: float = 0.0
+    """Share of captions that are a keyword, each of its language as often as another, whatever it names."""
     strange_share: float = 0.0
     """Share of the captions of one emoji in which its name stands among words that say nothing of it."""
     ordered: bool = False
@@ -140,7 +142,7 @@ class DistillConfig:
                 "own_words: True without ordered, without sequence_weight or with form m18; "
                 "allowed: with both, form own"
             )
-        for name in ("keyword_share", "strange_share"):
+        for name in ("keyword_share", "even_keywords", "strange_share"):
             if not 0 <= (share := getattr(self, name)) <= 1:
                 raise ValueError(f"{name}: {share}; allowed: 0 to 1")
         if self.freeze_embeddings and self.model is None and self.student.backbone is None:

@@ -32,6 +32,8 @@ class CaptionFields(Protocol):
     @property
     def keyword_share(self) -> float: ...
     @property
+    def even_keywords(self) -> float: ...
+    @property
     def strange_share(self) -> float: ...
     @property
     def ordered(self) -> bool: ...
@@ -54,6 +56,9 @@ class ParallelCaptions(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> tuple[str, str, list[Named]]:
         seed, characters = self.config.run.seed, self.emoji.characters
+        random = np.random.default_rng((seed, index, 8))
+        if random.random() < self.config.even_keywords:
+            return self.any_keyword(random)
         share = self.config.ground_share
         scene = training_scene(seed, index, characters, self.config.counts, ground_share=share)
         random = np.random.default_rng((seed, index, 2))
@@ -64,6 +69,15 @@ class ParallelCaptions(torch.utils.data.Dataset):
             if random.random() < self.config.strange_share:
                 caption = self.among_strangers(scene.characters[0], tag, random)
         return caption, self.captions.name(scene), self.named(caption, scene.characters, tag)
+
+    def any_keyword(self, random: np.random.Generator) -> tuple[str, str, list[Named]]:
+        """A keyword in the place of a scene, each of its language as likely as another.
+
+        An emoji's keywords come up the less often the more it has, and half of the emoji have none.
+        """
+        tag = self.captions.random_language(random, (), self.config.languages)
+        character, word = self.keywords[tag][int(random.integers(len(self.keywords[tag])))]
+        return word, self.emoji.names["en"][character], []
 
     def named(self, caption: str, characters: tuple[str, ...], tag: str) -> list[Named]:
         """Where the names stand; nothing of a single one, whose caption is all its own."""
@@ -97,10 +111,15 @@ class ParallelCaptions(torch.utils.data.Dataset):
             tag: {c for name in of.values() for c in name if c.isalpha()}
             for tag, of in self.emoji.names.items()
         }
-        of_all = {
-            tag: [word for words in of.values() for word in words] for tag, of in self.emoji.keywords.items()
+        return {tag: (sorted(letters[tag]), [word for _, word in self.keywords[tag]]) for tag in letters}
+
+    @cached_property
+    def keywords(self) -> dict[str, list[tuple[str, str]]]:
+        """(emoji, keyword) of each language."""
+        return {
+            tag: [(character, word) for character, words in of.items() for word in words]
+            for tag, of in self.emoji.keywords.items()
         }
-        return {tag: (sorted(letters[tag]), of_all[tag]) for tag in letters}
 
     def collate(self, samples: list[tuple[str, str, list[Named]]]) -> tuple[Any, ...]:
         """Sorted by length, so that the chunks in which they are encoded hold little padding."""

@@ -105,6 +105,20 @@ def test_the_towers_alone_learn_the_keywords_that_are_held_out(captions):
     assert 0.05 < held / (seen + held) < 0.15 and seen + held > 1000
 
 
+def test_evenly_drawn_keywords_come_up_alike_whatever_their_emoji_has(captions):
+    settings = DistillConfig(Path(), Path(), counts=(1, 2), languages=("pl", "en"), even_keywords=1.0)
+    emoji, pairs = captions.emoji, ParallelCaptions(settings)
+    names = {name: c for c, name in emoji.names["en"].items()}
+    of_many = []
+    for caption, english, named in (pairs[n] for n in range(3000)):
+        words = next(w for tag in ("pl", "en") if caption in (w := emoji.keywords[tag][names[english]]))
+        of_many.append(len(words) > 2)
+        assert not named
+    lengths = [len(words) for tag in ("pl", "en") for words in emoji.keywords[tag].values()]
+    share = sum(length for length in lengths if length > 2) / sum(lengths)
+    assert abs(sum(of_many) / len(of_many) - share) < 0.05
+
+
 def test_a_name_among_strange_words_is_still_the_whole_of_what_is_asked(captions):
     settings = DistillConfig(Path(), Path(), counts=(1,), languages=("en", "zh"), strange_share=1.0)
     pairs, names = ParallelCaptions(settings), captions.emoji.names

@@ -177,6 +177,7 @@ def test_what_does_not_fit_is_refused_before_training(teacher, altclip, tmp_path
         "freeze_embeddings: True with a new student": "--freeze-embeddings True",
         "kept_share: 0.5; allowed": "--kept-share 0.5",
         "keyword_share: 2.0; allowed: 0 to 1": "--keyword-share 2",
+        "even_keywords: -0.5; allowed: 0 to 1": "--even-keywords -0.5",
         "own_words: True without ordered": "--own-words True",
     }
     for message, more in cases.items():
