@@ -31,6 +31,7 @@ from altdiffusion.pipelines import AltDiffusionPipeline
 from altdiffusion.reading import read_json
 from altdiffusion.text_adapter import TextAdapter
 from training.adapter_data import Judged, ParallelPictures, judged_emoji
+from training.attending import set_attention
 from training.captions import Captions
 from training.config import OptimConfig, RunConfig, parse
 from training.data import image_captions, open_pictures
@@ -236,6 +237,7 @@ def build(config: AdapterConfig) -> Imitation:
     for part in (student.text_encoder, teacher.text_encoder, teacher.unet, clip.model):
         part.eval().requires_grad_(False)
     adapter.requires_grad_(True)
+    set_attention(teacher.unet, "auto", config.run.mixed_precision)
     if config.gradient_checkpointing:
         teacher.unet.enable_gradient_checkpointing()
     return Imitation(student, teacher, config)
