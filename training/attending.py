@@ -22,12 +22,6 @@ def fused_is_slow(mixed_precision: str) -> bool:
     return mixed_precision == "bf16" and choose_device().type == "cpu"
 
 
-def attend_in_text(tower: PreTrainedModel, mixed_precision: str) -> None:
-    """Of a text tower, whose sequences are all short."""
-    if fused_is_slow(mixed_precision):
-        tower.set_attn_implementation("eager")
-
-
 class PlainWhereShort:
     """Attention by two products where queries x keys are at most `FEW`, by PyTorch's fused kernel beyond."""
 
@@ -46,6 +40,21 @@ class PlainWhereShort:
         keys = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         few = hidden_states.shape[1] * keys.shape[1] <= self.FEW
         return (self.plain if few else self.fused)(attn, hidden_states, encoder_hidden_states, **others)
+
+
+def attend_in_text(tower: PreTrainedModel, mixed_precision: str) -> None:
+    """Of a text tower, whose sequences are all short."""
+    if fused_is_slow(mixed_precision):
+        tower.set_attn_implementation("eager")
+
+
+def attend_in_clip(clip: PreTrainedModel, mixed_precision: str) -> None:
+    """Of both towers of a CLIP or AltCLIP, whose image tower may have many patches."""
+    if fused_is_slow(mixed_precision):
+        vision = clip.config.vision_config
+        patches = (vision.image_size // vision.patch_size) ** 2 + 1
+        few = patches**2 <= PlainWhereShort.FEW
+        clip.set_attn_implementation("eager" if few else {"text_config": "eager"})
 
 
 def set_attention(

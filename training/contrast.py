@@ -30,6 +30,7 @@ from transformers import (
 from altdiffusion import aside, checkpoints
 from altdiffusion.losses import contrastive_loss, sigmoid_loss
 from altdiffusion.model import AltCLIP
+from training.attending import attend_in_clip
 from training.captioned import CaptionedPictures
 from training.captions import Captions
 from training.config import OptimConfig, RunConfig, parse
@@ -331,6 +332,7 @@ def train(config: ContrastConfig) -> None:
         tokenizer = AutoTokenizer.from_pretrained(config.model)
     else:
         clip, tokenizer, head = build(config)
+    attend_in_clip(clip, config.run.mixed_precision)
     stage = Contrast(clip, locked, config.loss)
     hold(stage, tokenizer, config)
     store_rounded(stage, config.run.mixed_precision)

@@ -52,9 +52,13 @@ STAGES = (
     "distill_keywords",
     "contrast_keywords",
     "unet_words",
+    "distill_keywords_more",
+    "distill_keywords_last",
+    "contrast_keywords_last",
+    "unet_pairs",
 )
 #: Those of them that ship: the UNet with its autoencoder; both towers, whose text tower conditions the UNet.
-UNET, TOWERS = "unet_words", "contrast_keywords"
+UNET, TOWERS = "unet_pairs", "contrast_keywords_last"
 #: Texts of the licences that the pictures and names came under, as Debian ships them.
 LICENCES = {
     "LICENSE-font.txt": "/usr/share/doc/fonts-noto-color-emoji/copyright",

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from tests import fakes
 from training import attending
-from training.attending import PlainWhereShort, attend_in_text, set_attention
+from training.attending import PlainWhereShort, attend_in_clip, attend_in_text, set_attention
 
 
 def gradients(unet, latents, states):
@@ -84,3 +84,18 @@ def test_a_text_tower_too_and_it_is_saved_as_it_was(monkeypatch, tmp_path):
     )
     tower.save_pretrained(tmp_path)
     assert "eager" not in (tmp_path / "config.json").read_text()
+
+
+@pytest.mark.parametrize(("few", "image"), [(10**6, "eager"), (4, "sdpa")])
+def test_an_image_tower_too_where_it_has_few_patches(few, image, monkeypatch):
+    monkeypatch.setattr(attending, "choose_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(PlainWhereShort, "FEW", few)
+    clip = fakes.tiny_altclip().eval()
+    pixels = torch.randn(1, 3, *[clip.config.vision_config.image_size] * 2)
+    before = clip.get_image_features(pixels).pooler_output
+    attend_in_clip(clip, "no")
+    assert clip.text_model.config._attn_implementation == "sdpa"
+    attend_in_clip(clip, "bf16")
+    towers = (clip.text_model, clip.vision_model)
+    assert [tower.config._attn_implementation for tower in towers] == ["eager", image]
+    assert_close(clip.get_image_features(pixels).pooler_output, before, rtol=1e-5, atol=1e-6)

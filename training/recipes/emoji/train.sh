@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Replays the bundled model from the fonts package to the shipped weights. Every stage resumes: run it again after a stop.
-# On two CPU cores it takes some six hours; each stage's report and metrics lie in runs/emoji/STAGE.
+# On two CPU cores it takes some eight hours; each stage's report and metrics lie in runs/emoji/STAGE.
 source "$(dirname "$0")/../stage.sh"
 
 # Two chains of one core each. Both need the teacher, and the UNet can start on English while the student still learns.
@@ -47,6 +47,13 @@ pair distill distill_words
 stage distill distill_keywords
 pair contrast contrast_keywords
 pair text_to_image unet_words
+
+# The seventh: more of both.
+stage distill distill_keywords_more
+stage distill distill_keywords_last
+stage contrast contrast_keywords_last &
+stage text_to_image unet_pairs
+wait $!
 
 # The papers' own step by itself: the tower of an English UNet is swapped, keys and values follow it.
 pair text_to_image english_unet_again
