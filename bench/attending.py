@@ -2,7 +2,7 @@
 
     python -m bench.attending [--rounds 7] [--batch 64] [-o report.json] [--write]
 
-The bundled UNet and text tower, forth and back under autocast, and attention alone at the shapes of this
+The bundled UNet and towers, forth and back under autocast, and attention alone at the shapes of this
 UNet and of the published one. The ways take turns; seconds are medians of CPU time.
 """
 
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from altdiffusion import AltCLIP, AltDiffusionPipeline
 from bench.report import Start, origin, parser, tell
 from bench.training import take_turns
-from training.attending import PlainWhereShort, attend_in_text
+from training.attending import PlainWhereShort, attend_in_clip
 
 WAYS = ("fused", "plain where short")
 #: (samples, heads, queries, keys, width) of the emoji UNet, by block, then of Stable Diffusion's at 512 px.
@@ -51,17 +51,26 @@ def unet_ways(batch: int) -> dict[str, Callable[[], None]]:
     return ways
 
 
-def tower_ways(batch: int) -> dict[str, Callable[[], None]]:
+def text_ways(batch: int) -> dict[str, Callable[[], None]]:
     """A step of the bundled text tower on texts of twelve tokens."""
     tokens = torch.randint(5, 1000, (batch, 12))
+    return tower_ways("text_model", tokens, torch.ones_like(tokens))
+
+
+def image_ways(batch: int) -> dict[str, Callable[[], None]]:
+    """A step of the bundled image tower."""
+    return tower_ways("vision_model", torch.randn(batch, 3, 64, 64))
+
+
+def tower_ways(part: str, *given: Tensor) -> dict[str, Callable[[], None]]:
     ways = {}
     for way in WAYS:
-        tower = AltCLIP.from_pretrained(None).model.text_model.train()
+        clip = AltCLIP.from_pretrained(None).model.train()
         if way != "fused":
-            attend_in_text(tower, "bf16")
+            attend_in_clip(clip, "bf16")
+        tower = getattr(clip, part)
         ways[way] = forth_and_back(
-            lambda tower=tower: tower(tokens, torch.ones_like(tokens)).last_hidden_state,
-            list(tower.parameters()),
+            lambda tower=tower: tower(*given).last_hidden_state, list(tower.parameters())
         )
     return ways
 
@@ -82,7 +91,8 @@ def kernel_ways(samples: int, heads: int, queries: int, keys: int, width: int) -
 
 def measure(batch: int, rounds: int, shapes: tuple = SHAPES) -> dict[str, Any]:
     start, rows = Start(), []
-    jobs = {f"bundled UNet, {batch} samples": unet_ways, f"bundled text tower, {batch} texts": tower_ways}
+    jobs = {f"bundled UNet, {batch} samples": unet_ways, f"bundled text tower, {batch} texts": text_ways}
+    jobs[f"bundled image tower, {batch} pictures"] = image_ways
     cases = [(name, ways(batch)) for name, ways in jobs.items()]
     for s, h, q, k, w in shapes:
         cases.append((f"attention alone, {q} x {k} of width {w}, {s} x {h}", kernel_ways(s, h, q, k, w)))
