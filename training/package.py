@@ -54,11 +54,12 @@ STAGES = (
     "unet_words",
     "distill_keywords_more",
     "distill_keywords_last",
-    "contrast_keywords_last",
+    "distill_strangers",
+    "contrast_strangers",
     "unet_pairs",
 )
 #: Those of them that ship: the UNet with its autoencoder; both towers, whose text tower conditions the UNet.
-UNET, TOWERS = "unet_pairs", "contrast_keywords_last"
+UNET, TOWERS = "unet_pairs", "contrast_strangers"
 #: Texts of the licences that the pictures and names came under, as Debian ships them.
 LICENCES = {
     "LICENSE-font.txt": "/usr/share/doc/fonts-noto-color-emoji/copyright",

@@ -51,7 +51,8 @@ pair text_to_image unet_words
 # The seventh: more of both.
 stage distill distill_keywords_more
 stage distill distill_keywords_last
-stage contrast contrast_keywords_last &
+stage distill distill_strangers
+stage contrast contrast_strangers &
 stage text_to_image unet_pairs
 wait $!
 
