@@ -52,9 +52,8 @@ pair text_to_image unet_words
 stage distill distill_keywords_more
 stage distill distill_keywords_last
 stage distill distill_strangers
-stage contrast contrast_strangers &
-stage text_to_image unet_pairs
-wait $!
+stage contrast contrast_strangers
+pair text_to_image unet_pairs
 
 # The papers' own step by itself: the tower of an English UNet is swapped, keys and values follow it.
 pair text_to_image english_unet_again
