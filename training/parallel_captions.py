@@ -56,9 +56,10 @@ class ParallelCaptions(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> tuple[str, str, list[Named]]:
         seed, characters = self.config.run.seed, self.emoji.characters
-        random = np.random.default_rng((seed, index, 8))
-        if random.random() < self.config.even_keywords:
-            return self.any_keyword(random)
+        if self.config.even_keywords:
+            random = np.random.default_rng((seed, index, 8))
+            if random.random() < self.config.even_keywords:
+                return self.any_keyword(random)
         share = self.config.ground_share
         scene = training_scene(seed, index, characters, self.config.counts, ground_share=share)
         random = np.random.default_rng((seed, index, 2))
