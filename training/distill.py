@@ -39,7 +39,7 @@ from training.loop import Run
 from training.multilingual import SourceConfig
 from training.names import first_states, name_retrieval
 from training.opened import Opened
-from training.parallel_captions import Named, ParallelCaptions, english_texts, places_of, tokens_of
+from training.parallel_captions import Named, ParallelCaptions, english_texts, owners_of, places_of
 from training.samples import shorten
 from training.stage import run_stage
 from training.streams import check_workers
@@ -216,11 +216,13 @@ class Distillation(nn.Module):
     def of_tokens(self, texts: list[str], named: list[list[Named]], whole: Tensor, tokens: int) -> Tensor:
         """(texts, tokens, dim): what each token is drawn to; of a name in a list what that name says."""
         goal = whole[:, None].repeat(1, tokens, 1)
-        assert self.places is not None
-        for row, names in enumerate(named):
-            owners = tokens_of(self.tokenizer, texts[row], names)
-            for place, (name, own) in enumerate(zip(names, owners, strict=True)):
-                goal[row, own] = self.target([name.english])[0, 0] + self.places[place].to(goal)
+        if owners := owners_of(self.tokenizer, texts, named):
+            assert self.places is not None
+            names = [name.english for of_text in named for name in of_text]
+            places = [place for of_text in named for place in range(len(of_text))]
+            own = self.target(names)[:, 0] + self.places[places].to(goal)
+            rows, columns = zip(*owners, strict=True)
+            goal[rows, columns] = own[list(owners.values())]
         return goal
 
     def forward(self, texts: list[str], english: list[str], named: list[list[Named]] | None = None) -> Tensor:

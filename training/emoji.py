@@ -206,9 +206,11 @@ def centred(character: str) -> Scene:
 
 def draw(scene: Scene, size: int) -> Image.Image:
     """The scene as an RGB picture of size x size."""
-    ramp = np.linspace(0, 1, size)[:, None, None]
-    ground = np.array(scene.top) * (1 - ramp) + np.array(scene.bottom) * ramp
-    picture = Image.fromarray(np.broadcast_to(ground, (size, size, 3)).round().astype(np.uint8))
+    picture = Image.new("RGB", (size, size), scene.top)
+    if scene.bottom != scene.top:
+        ramp = np.linspace(0, 1, size)[:, None, None]
+        ground = np.array(scene.top) * (1 - ramp) + np.array(scene.bottom) * ramp
+        picture = Image.fromarray(np.broadcast_to(ground, (size, size, 3)).round().astype(np.uint8))
     for placed in scene.placed:
         width = max(1, round(placed.width * size))
         height = max(1, round(width * GLYPH_SIZE[1] / GLYPH_SIZE[0]))

@@ -147,10 +147,17 @@ def places_of(targets: Tensor, several: int = 4, share: float = 0.5) -> Tensor:
     return share * targets.square().mean().sqrt() * directions
 
 
-def tokens_of(tokenizer: Any, text: str, names: list[Named]) -> list[list[int]]:
-    """The numbers of the tokens that hold a letter of each name."""
-    offsets = tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"] if names else []
-    return [
-        [n for n, (first, last) in enumerate(offsets) if first < name.end and last > name.start]
-        for name in names
-    ]
+def owners_of(tokenizer: Any, texts: list[str], named: list[list[Named]]) -> dict[tuple[int, int], int]:
+    """(text, token) of each token that holds a letter of a name, and which one, counted through all texts."""
+    with_names = [text for text, names in zip(texts, named, strict=True) if names]
+    if not with_names:
+        return {}
+    offsets = iter(tokenizer(with_names, return_offsets_mapping=True, verbose=False)["offset_mapping"])
+    found, number = dict[tuple[int, int], int](), itertools.count()
+    for row, names in enumerate(named):
+        of_text = next(offsets) if names else ()
+        for name, own in zip(names, number, strict=False):
+            for token, (first, last) in enumerate(of_text):
+                if first < name.end and last > name.start:
+                    found[row, token] = own
+    return found

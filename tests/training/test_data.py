@@ -9,7 +9,7 @@ from altdiffusion.languages import LANGUAGES
 from training.captions import TEMPLATES, Captions, fill, held_out_pair
 from training.distill import DistillConfig
 from training.emoji import centred, draw, held_out, load_emoji, pixels, random_scene
-from training.parallel_captions import Named, ParallelCaptions, tokens_of
+from training.parallel_captions import Named, ParallelCaptions, owners_of
 from training.tokenizers import train_clip_tokenizer, train_xlmr_tokenizer
 
 
@@ -152,9 +152,12 @@ def test_the_tokens_of_a_name_are_those_that_hold_its_letters(captions):
         text = patterns[tag]["2"].format(first, second)
         named = [Named(text.index(name), text.index(name) + len(name), name) for name in (first, second)]
         ids = tokenizer(text)["input_ids"]
-        own = tokens_of(tokenizer, text, named)
+        found = owners_of(tokenizer, ["nothing", text, text], [[], named, named])
+        own = [[n for (row, n), number in found.items() if (row, number) == (1, name)] for name in (0, 1)]
         assert [tokenizer.decode([ids[n] for n in tokens]).strip() for tokens in own] == [first, second]
         assert own[0][-1] < own[1][0] and 0 not in own[0] and len(ids) - 1 not in own[1]
+        again = [(n, number - 2) for (row, n), number in found.items() if row == 2]
+        assert again == [(n, number) for (row, n), number in found.items() if row == 1]
 
 
 def test_a_language_that_is_named_three_times_is_drawn_three_times_as_often(captions):
