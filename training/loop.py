@@ -93,7 +93,7 @@ class Run:
     stop: StopSignal = field(default_factory=StopSignal)
     saved: int | None = None
     """The step that the newest checkpoint holds."""
-    records: dict[str, list[float]] = field(default_factory=dict)
+    records: dict[str, list[Tensor | float]] = field(default_factory=dict)
     since: float = field(default_factory=time.perf_counter)
 
     @classmethod
@@ -157,6 +157,8 @@ class Run:
         found = latest_checkpoint(self.config.output_dir)
         if found is not None:
             self.accelerator.load_state(str(found[0]))
+            if self.ema is not None:
+                self.ema.to(self.accelerator.device)  # it is read onto the CPU
             self.saved = found[1]
             logger.info("resumed from %s", found[0])
 
@@ -269,15 +271,16 @@ class Run:
             )
 
     def log(self, **values: Tensor | float) -> None:
-        """Collects figures; their means are written every `log_steps`."""
+        """Collects figures; their means are written every `log_steps`, and a device is waited for only then."""
         for name, value in values.items():
-            self.records.setdefault(name, []).append(float(value))
+            self.records.setdefault(name, []).append(value)
 
     def write_metrics(self) -> None:
         now = time.perf_counter()
         seconds, self.since = now - self.since, now
         self.progress.seconds += seconds
-        means = processes.averaged(self.accelerator, self.records)
+        records = {name: [float(value) for value in values] for name, values in self.records.items()}
+        means = processes.averaged(self.accelerator, records)
         self.records.clear()
         if self.accelerator.is_main_process:
             settings = self.config.run
