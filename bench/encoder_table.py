@@ -73,10 +73,12 @@ def measure(runs: Path, stages: list[str], languages: list[str], scenes: int) ->
     return measured
 
 
-def rows_of(clip: AltCLIP | Teacher, scenes: int, languages: Sequence[str]) -> dict[str, dict[str, float]]:
-    """The six recalls, MR and top-1 in each language."""
-    retrieval = measure_retrieval(clip, scenes, languages)["languages"]
-    zero_shot = measure_zero_shot(clip, languages)["languages"]
+def rows_of(
+    clip: AltCLIP | Teacher, scenes: int, languages: Sequence[str], emoji: int = 0
+) -> dict[str, dict[str, float]]:
+    """The six recalls, MR and top-1 in each language, of all emoji or of so many."""
+    retrieval = measure_retrieval(clip, scenes, languages, emoji)["languages"]
+    zero_shot = measure_zero_shot(clip, languages, emoji)["languages"]
     return {tag: {**retrieval[tag], "top1": zero_shot[tag]["top1"]} for tag in languages}
 
 

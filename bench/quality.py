@@ -27,7 +27,7 @@ from bench.judge import Judge, figures, held_out_pairs, plain
 from bench.quality_report import MARK, publish, tables
 from bench.report import Start, parser, tell
 from training.captions import TEMPLATES, Captions, fill, held_out_pair
-from training.emoji import centred, draw, in_a_row, load_emoji, random_scene
+from training.emoji import centred, draw, in_a_row, load_emoji, random_scene, some_emoji
 
 PARTS = ("judge", "generation", "templates", "keywords", "pairs", "retrieval", "zero-shot")
 BATCH = 25
@@ -129,11 +129,12 @@ def summary(table: dict[str, dict], key: str) -> dict:
     }
 
 
-def held_out_scenes(number: int) -> list:
+def held_out_scenes(number: int, emoji: int = 0) -> list:
     """Scenes of two to four emoji, no two with the same set; a tenth hold a pair that training never drew."""
     scenes, sets, index = [], set(), 0
+    characters = some_emoji(emoji).characters
     while len(scenes) < number:
-        scene = random_scene(987_654_321, index, load_emoji().characters, counts=(2, 3, 4), pastel=0.5)
+        scene = random_scene(987_654_321, index, characters, counts=(2, 3, 4), pastel=0.5)
         index += 1
         wants_pair = len(scenes) % 10 == 0
         if frozenset(scene.characters) not in sets and held_out_pair(scene.characters) == wants_pair:
@@ -147,9 +148,12 @@ def in_parts(encode, items: list, size: int = 100) -> Tensor:
         return torch.cat([encode(items[first : first + size]) for first in range(0, len(items), size)])
 
 
-def measure_retrieval(clip: Any, number: int, languages: Sequence[str] = tuple(LANGUAGES)) -> dict:
-    """Recall (hit rate) both ways and their mean, MR, per language; each scene has one caption."""
-    scenes, captions = held_out_scenes(number), Captions(load_emoji())
+def measure_retrieval(
+    clip: Any, number: int, languages: Sequence[str] = tuple(LANGUAGES), emoji: int = 0
+) -> dict:
+    """Recall (hit rate) both ways and their mean, MR, per language; each scene, of all emoji or of so many,
+    has one caption."""
+    scenes, captions = held_out_scenes(number, emoji), Captions(load_emoji())
     images = in_parts(clip.encode_image, [draw(scene, 64) for scene in scenes])
     table = {}
     for tag in languages:
@@ -164,9 +168,9 @@ def measure_retrieval(clip: Any, number: int, languages: Sequence[str] = tuple(L
     return {"scenes": number, "languages": table, **summary(table, "MR")}
 
 
-def measure_zero_shot(clip: Any, languages: Sequence[str] = tuple(LANGUAGES)) -> dict:
-    """The 1,364 emoji, each in a scene of its own, among their 1,364 names."""
-    emoji = load_emoji()
+def measure_zero_shot(clip: Any, languages: Sequence[str] = tuple(LANGUAGES), number: int = 0) -> dict:
+    """The 1,364 emoji, or so many of them, each in a scene of its own, among their names."""
+    emoji = some_emoji(number)
     scenes = [random_scene(55_555, n, (c,), pastel=0.5) for n, c in enumerate(emoji.characters)]
     images = in_parts(clip.encode_image, [draw(scene, 64) for scene in scenes])
     table = {}

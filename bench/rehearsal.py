@@ -48,6 +48,8 @@ DRAWING = (
     "guidance_guided",
 )
 TOWERS = ("teacher", "student_english", "student_parallel", "student_both", "contrast")
+#: Emoji of the small world, which the stages of its recipes learn.
+WORLD = 136
 #: What draws the emoji that all rows are asked for, and what a LoRA lies beside.
 FIRST, UNDER_LORA = "english_unet", "swap"
 
@@ -62,7 +64,11 @@ class Asked:
     languages: tuple[str, ...]
 
     def of(self, row: str) -> dict[str, Any]:
-        size = {"scenes": self.scenes} if row in TOWERS else {"emoji": self.emoji, "steps": self.steps}
+        size = (
+            {"scenes": self.scenes, "world": WORLD}
+            if row in TOWERS
+            else {"emoji": self.emoji, "steps": self.steps}
+        )
         return {
             "languages": ["en"] if row == "teacher" else list(self.languages),
             "guidance": GUIDANCE if row.endswith("_guided") else 1.0,
@@ -122,8 +128,9 @@ def encode(row: str, runs: Path, asked: Asked) -> dict[str, Any]:
     """Recalls, MR and zero-shot top-1 in each language; of the teacher in English alone."""
     folder = runs / row / "model"
     if row == "teacher":
-        return {"towers": rows_of(Teacher(folder), asked.scenes, ["en"])}
-    return {"towers": rows_of(AltCLIP.from_pretrained(folder, device="cpu"), asked.scenes, asked.languages)}
+        return {"towers": rows_of(Teacher(folder), asked.scenes, ["en"], WORLD)}
+    clip = AltCLIP.from_pretrained(folder, device="cpu")
+    return {"towers": rows_of(clip, asked.scenes, asked.languages, WORLD)}
 
 
 def measure(rows: Sequence[str], runs: Path, asked: Asked) -> None:

@@ -211,12 +211,13 @@ def by_tower(rows: dict[str, dict[str, Any]]) -> list[str]:
             cell += [f"{np.mean(list(others.values())):.3f}", worst(others)] if others else ["", ""]
         cells.append(cell)
     titles = [f"{name} {what}" for name in ("MR", "top-1") for what in ("English", "others", "worst")]
-    scenes = next(iter(rows.values()))["asked"]["scenes"]
+    asked = next(iter(rows.values()))["asked"]
+    world = asked["world"]
     return [
         "### What teacher learning learns from",
         "",
-        f"MR: {scenes:,} held-out scenes, both ways. Top-1: each of the 1,364 emoji among all their names;",
-        "the 95 % interval of one language is at most 0.027 to either side.",
+        f"MR: {asked['scenes']:,} held-out scenes, both ways. Top-1: each of the {world} emoji among all their names;",
+        f"the 95 % interval of one language is at most {0.98 / world**0.5:.3f} to either side.",
         "",
         *grid(["learned from", *titles], cells),
         *orders(rows),

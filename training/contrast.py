@@ -100,6 +100,8 @@ class ContrastConfig:
     read only where something is missing, and at the end. None: computed anew in every step."""
     size: int = 64
     """Side of the pictures in pixels; that of `model`, where one is given."""
+    emoji: int = 0
+    """Learn only so many of the emoji, spread evenly; 0: all."""
     counts: tuple[int, ...] = (1, 1, 1, 2, 3, 4)
     """Emoji in a scene, drawn evenly from this list."""
     ordered: bool = False

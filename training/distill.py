@@ -81,6 +81,8 @@ class DistillConfig:
     reading: SourceConfig = field(default_factory=SourceConfig)
     kept_share: float = 0.0
     """Share of `model`'s own weights in the result, the rest are the trained ones (Wortsman et al. 2022)."""
+    emoji: int = 0
+    """Learn only so many of the emoji, spread evenly; 0: all."""
     counts: tuple[int, ...] = (1,) * 8 + (2, 3)
     """Emoji in a caption, drawn evenly from this list."""
     keyword_share: float = 0.1
@@ -300,7 +302,6 @@ def check_towers(config: DistillConfig) -> None:
 
 def open_teacher(config: DistillConfig, opened: Opened | None) -> Teacher | KeptTeacher:
     """The frozen teacher; one with a cache has then said what it will be asked."""
-
     if config.cache is None:
         return Teacher.read(config.teacher)
     teacher = KeptTeacher(config.teacher, config.cache, 1 if config.form == "own" else 2)

@@ -55,6 +55,21 @@ def load_emoji() -> Emoji:
     )
 
 
+def some_emoji(number: int) -> Emoji:
+    """So many of the emoji, spread evenly, and what is written about them; 0: all."""
+    emoji = load_emoji()
+    if not number:
+        return emoji
+    last, spread = len(emoji.characters) - 1, max(1, number - 1)
+    chosen = tuple(emoji.characters[round(i * last / spread)] for i in range(number))
+    return replace(
+        emoji,
+        characters=chosen,
+        names={tag: {c: of[c] for c in chosen} for tag, of in emoji.names.items()},
+        keywords={tag: {c: of[c] for c in chosen} for tag, of in emoji.keywords.items()},
+    )
+
+
 def annotations(tag: str) -> tuple[dict[str, str], dict[str, list[str]]]:
     """Short names (`type="tts"`) and keywords of one language."""
     names: dict[str, str] = {}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from training.captions import Captions, held_out_pair
 from training.config import RunConfig
-from training.emoji import Scene, in_a_row, in_rows_of_two, load_emoji, random_scene
+from training.emoji import Scene, in_a_row, in_rows_of_two, load_emoji, random_scene, some_emoji
 from training.grounds import GROUNDS, grounded, held_out_ground, on_ground
 from training.samples import shorten
 
@@ -141,9 +141,7 @@ def chosen_emoji(config: EmojiFields) -> tuple[str, ...]:
         if strange := [c for c in config.characters if c not in known]:
             raise ValueError(f"characters: {strange[0]!r} is none; allowed: the emoji of the font")
         return tuple(config.characters)
-    if not config.emoji:
-        return known
-    return tuple(known[round(i * (len(known) - 1) / max(1, config.emoji - 1))] for i in range(config.emoji))
+    return some_emoji(config.emoji).characters
 
 
 def random_pairs(seed: int, characters: tuple[str, ...]) -> Iterator[Scene]:

@@ -95,6 +95,8 @@ class Run:
     """The step that the newest checkpoint holds."""
     records: dict[str, list[Tensor | float]] = field(default_factory=dict)
     since: float = field(default_factory=time.perf_counter)
+    written: int = 0
+    """The step of the last line of metrics."""
 
     @classmethod
     def start(cls, config: StageConfig, model: nn.Module) -> "Run":
@@ -159,7 +161,7 @@ class Run:
             self.accelerator.load_state(str(found[0]))
             if self.ema is not None:
                 self.ema.to(self.accelerator.device)  # it is read onto the CPU
-            self.saved = found[1]
+            self.saved = self.written = found[1]
             logger.info("resumed from %s", found[0])
 
     def note(self) -> None:
@@ -271,13 +273,14 @@ class Run:
             )
 
     def log(self, **values: Tensor | float) -> None:
-        """Collects figures; their means are written every `log_steps`, and a device is waited for only then."""
+        """Collects figures. Their means are written every `log_steps`; a device is waited for only then."""
         for name, value in values.items():
             self.records.setdefault(name, []).append(value)
 
     def write_metrics(self) -> None:
         now = time.perf_counter()
         seconds, self.since = now - self.since, now
+        steps, self.written = self.progress.step - self.written, self.progress.step
         self.progress.seconds += seconds
         records = {name: [float(value) for value in values] for name, values in self.records.items()}
         means = processes.averaged(self.accelerator, records)
@@ -288,7 +291,7 @@ class Run:
                 "step": self.progress.step,
                 "samples": self.progress.step * settings.batch_size,
                 "seconds": round(self.progress.seconds, 1),
-                "samples_per_second": round(settings.log_steps * settings.batch_size / seconds, 1),
+                "samples_per_second": round(steps * settings.batch_size / seconds, 1),
                 "learning_rate": self.scheduler.get_last_lr()[0],
                 "skipped": self.progress.skipped,
                 "memory_gb": round(memory(), 3),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from training.captions import TEMPLATES, Captions, training_scene
 from training.config import RunConfig
-from training.emoji import centred, load_emoji
+from training.emoji import centred, load_emoji, some_emoji
 from training.grounds import GROUNDS, on_ground
 
 
@@ -27,6 +27,8 @@ class CaptionFields(Protocol):
 
     @property
     def run(self) -> RunConfig: ...
+    @property
+    def emoji(self) -> int: ...
     @property
     def counts(self) -> tuple[int, ...]: ...
     @property
@@ -51,7 +53,7 @@ class ParallelCaptions(torch.utils.data.Dataset):
     items = None
 
     def __init__(self, config: CaptionFields) -> None:
-        self.config, self.emoji = config, load_emoji()
+        self.config, self.emoji = config, some_emoji(config.emoji)
         self.captions = Captions(self.emoji, config.keyword_share, True, config.ordered)
 
     def __getitem__(self, index: int) -> tuple[str, str, list[Named]]:

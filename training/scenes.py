@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from training.captions import Captions, training_scene
-from training.emoji import Scene, centred, in_reading_order, load_emoji, pixels
+from training.emoji import Scene, centred, in_reading_order, load_emoji, pixels, some_emoji
 from training.fixed_shapes import in_fixed_shapes
 from training.teacher import Teacher
 
@@ -28,7 +28,7 @@ class CaptionedScenes(torch.utils.data.Dataset):
 
     def __init__(self, config: Any) -> None:
         self.config = config
-        self.emoji = load_emoji()
+        self.emoji = some_emoji(config.emoji)
         self.captions = Captions(self.emoji, all_keywords=True, ordered=config.ordered)
 
     def __getitem__(self, index: int):

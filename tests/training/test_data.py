@@ -7,9 +7,11 @@ import pytest
 
 from altdiffusion.languages import LANGUAGES
 from training.captions import TEMPLATES, Captions, fill, held_out_pair
+from training.contrast import ContrastConfig
 from training.distill import DistillConfig
-from training.emoji import centred, draw, held_out, load_emoji, pixels, random_scene
+from training.emoji import centred, draw, held_out, load_emoji, pixels, random_scene, some_emoji
 from training.parallel_captions import Named, ParallelCaptions, owners_of
+from training.scenes import CaptionedScenes
 from training.tokenizers import train_clip_tokenizer, train_xlmr_tokenizer
 
 
@@ -142,6 +144,25 @@ def test_the_names_in_a_list_are_known_by_their_letters(captions):
         written = [caption[one.start : one.end] for one in named]
         assert any(captions.listing(tag, written) == caption for tag in names)
     assert lists > 150
+
+
+def test_a_stage_that_learns_some_emoji_names_no_others(captions):
+    chosen = some_emoji(5)
+    everything = captions.emoji
+    assert (
+        chosen.characters[0] == everything.characters[0]
+        and chosen.characters[-1] == everything.characters[-1]
+    )
+    assert len(set(chosen.characters)) == 5 and some_emoji(0) is everything
+    known = {everything.names["en"][c] for c in chosen.characters}
+    settings = DistillConfig(
+        Path(), Path(), emoji=5, counts=(1,), even_keywords=0.3, strange_share=0.3, keyword_share=0.3
+    )
+    pairs = ParallelCaptions(settings)
+    assert {pairs[n][1] for n in range(200)} == known
+    scenes = CaptionedScenes(ContrastConfig(Path(), emoji=5))
+    shown = {c for n in range(60) for c in scenes[n][0].characters}
+    assert shown == set(chosen.characters)
 
 
 def test_the_tokens_of_a_name_are_those_that_hold_its_letters(captions):
