@@ -216,8 +216,8 @@ def by_tower(rows: dict[str, dict[str, Any]]) -> list[str]:
     return [
         "### What teacher learning learns from",
         "",
-        f"MR: {asked['scenes']:,} held-out scenes, both ways. Top-1: each of the {world} emoji among all their names;",
-        f"the 95 % interval of one language is at most {0.98 / world**0.5:.3f} to either side.",
+        f"MR: {asked['scenes']:,} held-out scenes, both ways. Top-1: each of the {world} emoji among all their",
+        f"names; the 95 % interval of one language is at most {0.98 / world**0.5:.3f} to either side.",
         "",
         *grid(["learned from", *titles], cells),
         *orders(rows),
