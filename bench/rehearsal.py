@@ -64,11 +64,8 @@ class Asked:
     languages: tuple[str, ...]
 
     def of(self, row: str) -> dict[str, Any]:
-        size = (
-            {"scenes": self.scenes, "world": WORLD}
-            if row in TOWERS
-            else {"emoji": self.emoji, "steps": self.steps}
-        )
+        towers = {"scenes": self.scenes, "world": WORLD}
+        size = towers if row in TOWERS else {"emoji": self.emoji, "steps": self.steps}
         return {
             "languages": ["en"] if row == "teacher" else list(self.languages),
             "guidance": GUIDANCE if row.endswith("_guided") else 1.0,
