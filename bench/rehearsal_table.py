@@ -216,7 +216,7 @@ def by_tower(rows: dict[str, dict[str, Any]]) -> list[str]:
     return [
         "### What teacher learning learns from",
         "",
-        f"MR: {asked['scenes']:,} held-out scenes, both ways. Top-1: each of the {world} emoji among all their",
+        f"MR: {asked['scenes']:,} held-out scenes, both ways. Top-1: each of the {world} emoji among their",
         f"names; the 95 % interval of one language is at most {0.98 / world**0.5:.3f} to either side.",
         "",
         *grid(["learned from", *titles], cells),
