@@ -57,9 +57,12 @@ STAGES = (
     "distill_strangers",
     "contrast_strangers",
     "unet_pairs",
+    "unet_gpu",
+    "distill_all_words",
+    "unet_words_last",
 )
 #: Those of them that ship: the UNet with its autoencoder; both towers, whose text tower conditions the UNet.
-UNET, TOWERS = "unet_pairs", "contrast_strangers"
+UNET, TOWERS = "unet_words_last", "distill_all_words"
 #: Texts of the licences that the pictures and names came under, as Debian ships them.
 LICENCES = {
     "LICENSE-font.txt": "/usr/share/doc/fonts-noto-color-emoji/copyright",

@@ -54,6 +54,9 @@ stage distill distill_keywords_last
 stage distill distill_strangers
 stage contrast contrast_strangers
 pair text_to_image unet_pairs
+stage text_to_image unet_gpu
+stage distill distill_all_words
+stage text_to_image unet_words_last
 
 # The papers' own step by itself: the tower of an English UNet is swapped, keys and values follow it.
 pair text_to_image english_unet_again
