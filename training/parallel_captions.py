@@ -155,11 +155,12 @@ def owners_of(tokenizer: Any, texts: list[str], named: list[list[Named]]) -> dic
     if not with_names:
         return {}
     offsets = iter(tokenizer(with_names, return_offsets_mapping=True, verbose=False)["offset_mapping"])
-    found, number = dict[tuple[int, int], int](), itertools.count()
+    found, number = dict[tuple[int, int], int](), 0
     for row, names in enumerate(named):
-        of_text = next(offsets) if names else ()
-        for name, own in zip(names, number, strict=False):
+        of_text: Any = next(offsets) if names else ()
+        for name in names:
             for token, (first, last) in enumerate(of_text):
                 if first < name.end and last > name.start:
-                    found[row, token] = own
+                    found[row, token] = number
+            number += 1
     return found
