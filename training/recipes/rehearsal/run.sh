@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The papers' claims in a world of 136 emoji: every stage from nothing but the shipped autoencoder, and the figures of
-# bench.rehearsal. Resumes: run it again after a stop. Some 100 minutes on two CPU cores; everything lies in runs/rehearsal.
+# bench.rehearsal. Resumes: run it again after a stop. Some 70 minutes on two CPU cores; everything lies in runs/rehearsal.
 # A dry run: SECONDS_EACH=4 ARGS="--run.max-train-steps 2" FIGURES="--emoji 2 --languages th --steps 2 --scenes 20"
 source "$(dirname "$0")/../stage.sh"
 trap wait EXIT # where one chain fails, the other comes to its end
