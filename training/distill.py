@@ -30,7 +30,7 @@ from training.attending import attend_in_text
 from training.captions import Captions
 from training.config import OptimConfig, RunConfig, parse
 from training.data import open_text, parallel_text
-from training.emoji import load_emoji
+from training.emoji import load_emoji, some_emoji
 from training.export import Made, data_of, finish
 from training.fixed_shapes import ROWS, in_fixed_shapes
 from training.frozen import store_rounded
@@ -39,18 +39,20 @@ from training.loop import Run
 from training.multilingual import SourceConfig
 from training.names import first_states, name_retrieval
 from training.opened import Opened
-from training.parallel_captions import Named, ParallelCaptions, english_texts, owners_of, places_of
+from training.parallel_captions import Named, ParallelCaptions, english_texts, owners_of
 from training.samples import shorten
 from training.stage import run_stage
 from training.streams import check_workers
 from training.student import (
     StudentConfig,
     build_student,
+    mix_in_start,
     still,
     student_from_backbone,
     student_of,
     two_states,
 )
+from training.targets import Targets, targets_of
 from training.teacher import KeptTeacher, Teacher
 from training.tokenizers import train_xlmr_tokenizer
 
@@ -106,6 +108,11 @@ class DistillConfig:
     """Targets in coordinates in which the English names vary alike in all directions; the text projection
     undoes it. A number is the floor, as a share of the mean power, that keeps silent directions silent. None:
     as in the paper."""
+    apart: float = 0.0
+    """Least distance between the targets of two English names, as a share of the mean one; 0: as the teacher
+    has them, who may see hardly a difference between two o'clock and nine o'clock."""
+    apart_share: float = 0.0
+    """Share of the captions that are of one emoji whose name was set apart."""
     cache: Path | None = None
     """Folder, which runs may share, for what the teacher says of each English text, so that it is read only
     where something is missing, and for its image tower at the end. None: computed anew in every run."""
@@ -144,24 +151,22 @@ class DistillConfig:
                 "own_words: True without ordered, without sequence_weight or with form m18; "
                 "allowed: with both, form own"
             )
-        for name in ("keyword_share", "even_keywords", "strange_share"):
-            if not 0 <= (share := getattr(self, name)) <= 1:
-                raise ValueError(f"{name}: {share}; allowed: 0 to 1")
+        self.check_captions()
         if self.freeze_embeddings and self.model is None and self.student.backbone is None:
             raise ValueError(
                 "freeze_embeddings: True with a new student, which has learnt no words; "
                 "allowed: with model or student.backbone"
             )
 
-
-def whitening(states: Tensor, floor: float) -> Tensor:
-    """Symmetric (dim, dim) change of coordinates after which `states` have the same power in all directions.
-
-    `floor`, a share of the mean power, is added to each: what hardly varies is not blown up.
-    """
-    power, directions = torch.linalg.eigh(states.double().T @ states.double() / len(states))
-    gain = (power.clamp(min=0) + floor * power.mean()).rsqrt()
-    return (directions * gain @ directions.T).float()
+    def check_captions(self) -> None:
+        """Refuses shares that are none, and names set apart where they cannot be."""
+        if not 0 <= self.apart < 1 or (self.apart and (self.form != "own" or self.data)):
+            raise ValueError(
+                f"apart: {self.apart}; allowed: 0 to below 1, above 0 with form own, without data"
+            )
+        for name in ("keyword_share", "even_keywords", "strange_share", "apart_share"):
+            if not 0 <= (share := getattr(self, name)) <= 1:
+                raise ValueError(f"{name}: {share}; allowed: 0 to 1")
 
 
 class Distillation(nn.Module):
@@ -172,15 +177,13 @@ class Distillation(nn.Module):
         student: AltCLIPTextModel,
         tokenizer,
         teacher: Teacher | KeptTeacher,
-        change: Tensor,
+        known: Targets,
         config: DistillConfig,
         generation_head: nn.Linear | None = None,
-        places: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.student, self.tokenizer, self.change, self.config = student, tokenizer, change, config
+        self.student, self.tokenizer, self.known, self.config = student, tokenizer, known, config
         self.generation_head = generation_head
-        self.places = places
         # Held outside the module tree: it has nothing to train, save or average.
         self.frozen = (teacher,)
         self.targets: dict[str, Tensor] = {}
@@ -188,8 +191,9 @@ class Distillation(nn.Module):
     @torch.no_grad()
     def target(self, english: list[str]) -> Tensor:
         """(texts, heads, dim): what the teacher says, remembered: the same names come again and again."""
-        if len(self.targets) > REMEMBERED:
-            self.targets.clear()
+        if not self.targets or len(self.targets) > REMEMBERED:
+            device = self.student.device
+            self.targets = {text: of_head[None].to(device) for text, of_head in self.known.apart.items()}
         new = [text for text in dict.fromkeys(english) if text not in self.targets]
         if new:
             teacher, device = self.frozen[0], self.student.device
@@ -202,7 +206,7 @@ class Distillation(nn.Module):
         """(texts, heads, dim): the teacher's own words."""
         teacher = self.frozen[0]
         pooled = teacher.pooled(english, device)
-        heads = [pooled @ self.change.to(pooled.device)]
+        heads = [pooled @ self.known.change.to(pooled.device)]
         if self.generation_head is not None:
             heads.append(teacher.penultimate(english, device))
         return torch.stack(heads, dim=1)
@@ -219,10 +223,10 @@ class Distillation(nn.Module):
         """(texts, tokens, dim): what each token is drawn to; of a name in a list what that name says."""
         goal = whole[:, None].repeat(1, tokens, 1)
         if owners := owners_of(self.tokenizer, texts, named):
-            assert self.places is not None
+            assert self.known.places is not None
             names = [name.english for of_text in named for name in of_text]
             places = [place for of_text in named for place in range(len(of_text))]
-            own = self.target(names)[:, 0] + self.places[places].to(goal)
+            own = self.target(names)[:, 0] + self.known.places[places].to(goal)
             rows, columns = zip(*owners, strict=True)
             goal[rows, columns] = own[list(owners.values())]
         return goal
@@ -277,18 +281,11 @@ def build(config: DistillConfig, width: int) -> tuple[AltCLIPTextModel, Any, nn.
     return student, tokenizer, head
 
 
-@torch.no_grad()
-def mix_in_start(student: AltCLIPTextModel, config: DistillConfig) -> None:
-    """What was learnt and what was known before, between which a straight line goes through good towers."""
-    if config.model is None or not config.kept_share:
-        return
-    start = dict(student_of(config.model, config.form)[0].named_parameters())
-    for name, parameter in student.named_parameters():
-        parameter.lerp_(start[name].to(parameter), config.kept_share)
-
-
 def check_towers(config: DistillConfig) -> None:
-    """Refuses, before a weight is read, a teacher that is no CLIP and a form that would lose a head."""
+    """Refuses, before a weight is read, emoji that are not there, a teacher that is no CLIP and a form that
+    would lose a head."""
+    if not config.data:
+        some_emoji(config.emoji)
     found = AutoConfig.from_pretrained(config.teacher).model_type
     if found not in ("clip", "altclip"):
         raise ValueError(f"teacher: {str(config.teacher)!r:.80} is {found}; allowed: a CLIP or an AltCLIP")
@@ -318,15 +315,13 @@ def train(config: DistillConfig) -> None:
     torch.manual_seed(config.run.seed)
     guide = open_teacher(config, opened)
     student, tokenizer, head = build(config, guide.width)
-    change, of_places = torch.eye(guide.width), None
-    if config.whiten is not None or config.own_words:
-        said = guide.pooled(english_texts(config))
-        change = change if config.whiten is None else whitening(said, config.whiten)
-        of_places = places_of(said @ change) if config.own_words else None
+    known = targets_of(config, guide)
     if isinstance(guide, Teacher):
         store_rounded(guide.tower, config.run.mixed_precision)
-    stage = Distillation(student, tokenizer, guide, change, config, head, of_places)
-    pairs: Any = ParallelCaptions(config) if opened is None else parallel_text(opened, config.run, tokenizer)
+    stage = Distillation(student, tokenizer, guide, known, config, head)
+    pairs: Any = ParallelCaptions(config, known.near) if opened is None else None
+    if opened is not None:
+        pairs = parallel_text(opened, config.run, tokenizer)
     run = Run.start(config, stage)
     if config.loss == "contrastive" and run.accelerator.num_processes > 1:
         raise ValueError("loss: contrastive compares the whole batch; allowed on one process alone")
@@ -336,7 +331,7 @@ def train(config: DistillConfig) -> None:
         run.step(loss)
     if run.accelerator.is_main_process:
         trained: Any = run.trained()
-        mix_in_start(trained.student, config)
+        mix_in_start(trained.student, config.model, config.form, config.kept_share)
         export(trained, guide.clip, config)
         figures = opened.report() if opened else name_retrieval(first_states(trained.student, tokenizer))
         (config.output_dir / "report.json").write_text(json.dumps(figures, indent=1))
@@ -356,7 +351,7 @@ def train(config: DistillConfig) -> None:
 def export(trained: Distillation, teacher: CLIPModel, config: DistillConfig) -> None:
     """An AltCLIP folder; of form m18 with the generation head under its published name."""
     folder, head = config.output_dir / "model", trained.generation_head
-    altclip = assemble(trained.student, teacher, trained.change)
+    altclip = assemble(trained.student, teacher, trained.known.change)
     processor = CLIPImageProcessor.from_pretrained(config.teacher)
     if head is not None:
         AltCLIP(

@@ -1,6 +1,7 @@
 """The emoji's captions beside the plain English ones, as teacher learning on them reads them."""
 
 import itertools
+from collections.abc import Collection
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -42,18 +43,24 @@ class CaptionFields(Protocol):
     @property
     def own_words(self) -> bool: ...
     @property
+    def apart_share(self) -> float: ...
+    @property
     def ground_share(self) -> float: ...
     @property
     def languages(self) -> tuple[str, ...]: ...
 
 
 class ParallelCaptions(torch.utils.data.Dataset):
-    """Endless (caption in some language, plain English caption, names in the caption of several emoji)."""
+    """Endless (caption in some language, plain English caption, names in the caption of several emoji).
+
+    `near` are English names of emoji of which `apart_share` of the captions are.
+    """
 
     items = None
 
-    def __init__(self, config: CaptionFields) -> None:
+    def __init__(self, config: CaptionFields, near: Collection[str] = ()) -> None:
         self.config, self.emoji = config, some_emoji(config.emoji)
+        self.near = tuple(c for c in self.emoji.characters if self.emoji.names["en"][c] in near)
         self.captions = Captions(self.emoji, config.keyword_share, True, config.ordered)
 
     def __getitem__(self, index: int) -> tuple[str, str, list[Named]]:
@@ -62,8 +69,10 @@ class ParallelCaptions(torch.utils.data.Dataset):
             random = np.random.default_rng((seed, index, 8))
             if random.random() < self.config.even_keywords:
                 return self.any_keyword(random)
-        share = self.config.ground_share
-        scene = training_scene(seed, index, characters, self.config.counts, ground_share=share)
+        counts, share = self.config.counts, self.config.ground_share
+        if self.near and np.random.default_rng((seed, index, 9)).random() < self.config.apart_share:
+            characters, counts = self.near, (1,)
+        scene = training_scene(seed, index, characters, counts, ground_share=share)
         random = np.random.default_rng((seed, index, 2))
         tag = self.captions.random_language(random, scene.characters, self.config.languages)
         caption = self.captions.caption(scene, tag, random)

@@ -107,3 +107,13 @@ def two_states(student: AltCLIPTextModel, tokenizer: Any, texts: list[str]) -> t
     output = student(inputs.input_ids, attention_mask=inputs.attention_mask, output_hidden_states=True)
     lengths = torch.tensor([len(row) for row in rows], device=student.device)
     return output.last_hidden_state, student.pre_LN(output.hidden_states[-2]), lengths
+
+
+@torch.no_grad()
+def mix_in_start(student: AltCLIPTextModel, model: Path | None, form: str, share: float) -> None:
+    """What was learnt and what was known before, between which a straight line goes through good towers."""
+    if model is None or not share:
+        return
+    start = dict(student_of(model, form)[0].named_parameters())
+    for name, parameter in student.named_parameters():
+        parameter.lerp_(start[name].to(parameter), share)

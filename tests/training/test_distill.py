@@ -12,8 +12,10 @@ from tests.fakes import SENTENCES, tiny_tokenizer
 from tests.training.conftest import flags, tiny_clip
 from training.config import parse
 from training.distill import Distillation, DistillConfig, Teacher, build, train
-from training.parallel_captions import Named, owners_of
+from training.emoji import load_emoji
+from training.parallel_captions import Named, ParallelCaptions, owners_of
 from training.student import student_from_backbone
+from training.targets import Targets, targets_of
 from training.tower import TextTower
 
 WORDS = "text_model.roberta.embeddings.word_embeddings.weight"
@@ -58,7 +60,7 @@ def test_the_tokens_of_a_list_are_drawn_to_their_own_names_and_places(altclip, t
     guide = Teacher.read(altclip)
     student, tokenizer, _ = build(settings, guide.width)
     of_places = torch.arange(2 * guide.width).reshape(2, -1).float()
-    stage = Distillation(student, tokenizer, guide, torch.eye(guide.width), settings, None, of_places)
+    stage = Distillation(student, tokenizer, guide, Targets(torch.eye(guide.width), of_places), settings)
     text, said = "a cat and a dog", ["cat", "dog"]
     named = [Named(text.index(name), text.index(name) + 3, name) for name in said]
     whole, apart = guide.pooled([text]), guide.pooled(said)
@@ -72,6 +74,34 @@ def test_the_tokens_of_a_list_are_drawn_to_their_own_names_and_places(altclip, t
     assert_close(goals[0, others], whole.expand(len(others), -1))
     assert_close(goals[1], whole.expand(20, -1))
     train(settings)  # and the whole stage runs
+    assert len(losses(tmp_path)) == 1
+
+
+def test_names_that_lie_together_are_learnt_apart_and_come_up_more_often(altclip, tmp_path):
+    settings = config(
+        tmp_path,
+        1,
+        altclip,
+        f"--model {altclip} --apart 0.6 --apart-share 0.5 --languages en --keyword-share 0 --counts 1",
+    )
+    guide, names = Teacher.read(altclip), list(load_emoji().names["en"].values())
+    known = targets_of(settings, guide)
+    said = guide.pooled(names)
+    assert 0 < len(known.near) < len(names)
+    for name, was in zip(names, said, strict=True):
+        assert known.apart[name].equal(was) == (name not in known.near)
+    learnt = torch.stack(list(known.apart.values()))
+    least = 0.6 * torch.pdist(said.double()).mean()
+    assert torch.pdist(learnt.double()).min() > 0.99 * least > torch.pdist(said.double()).min()
+    student, tokenizer, _ = build(settings, guide.width)
+    stage = Distillation(student, tokenizer, guide, known, settings)
+    some = [next(iter(known.near)), "no emoji's name"]
+    assert_close(stage.target(some)[:, 0], torch.stack([known.apart[some[0]], guide.pooled(some)[1]]))
+    captions = ParallelCaptions(settings, known.near)
+    found = sum(captions[n][1] in known.near for n in range(400)) / 400
+    plain = len(known.near) / len(names)
+    assert abs(found - (0.5 + 0.5 * plain)) < 0.08
+    train(settings)
     assert len(losses(tmp_path)) == 1
 
 

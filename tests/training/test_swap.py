@@ -5,8 +5,9 @@ import torch
 from torch.testing import assert_close
 
 from tests import fakes
-from training.distill import assemble, whitening
+from training.distill import assemble
 from training.swap import map_cross_attention
+from training.targets import set_apart, whitening
 
 
 def test_whitened_states_have_the_same_power_in_every_direction():
@@ -31,6 +32,19 @@ def test_the_text_projection_undoes_the_whitening():
     assert_close(
         whitened.text_projection(states @ change), altclip.text_projection(states), rtol=0, atol=1e-4
     )
+
+
+def test_names_that_lie_together_are_set_apart_and_the_others_stay():
+    states = 3 * torch.randn(300, 32)
+    states[:20] = states[0] + 0.01 * torch.randn(20, 32)
+    states[21] = states[20]  # not to be told from each other at all
+    moved = set_apart(states, 0.3)
+    least = 0.3 * torch.pdist(states.double()).mean()
+    assert torch.pdist(moved.double()).min() > 0.99 * least
+    assert moved[22:].equal(states[22:]) and not (moved[:22] == states[:22]).all(1).any()
+    assert (moved - states).norm(dim=1).max() < 1.2 * least
+    assert set_apart(states, 0.3).equal(moved)
+    assert set_apart(states[22:], 0.3).equal(states[22:])
 
 
 def test_an_exact_linear_map_leaves_the_unets_output_as_it_was():
