@@ -35,7 +35,7 @@ from training.captioned import CaptionedPictures
 from training.captions import Captions
 from training.config import OptimConfig, RunConfig, parse
 from training.data import open_pictures, say, state_of_processes
-from training.emoji import load_emoji
+from training.emoji import load_emoji, some_emoji
 from training.export import Made, data_of, finish
 from training.frozen import store_rounded, unrounded
 from training.image_tower import IMAGE, text_side, whole_again
@@ -317,12 +317,13 @@ def hold(stage: Contrast, tokenizer: Any, config: ContrastConfig) -> None:
     if config.lock_text:
         tower.requires_grad_(False)
     if config.all_names:
-        stage.names = AllNames(Teacher(stage.clip, tokenizer), config.languages)
+        stage.names = AllNames(Teacher(stage.clip, tokenizer), some_emoji(config.emoji), config.languages)
         stage.names_weight = config.all_names
 
 
 def train(config: ContrastConfig) -> None:
     opened = open_pictures(config.data, config.reading, config.languages) if config.data else None
+    dataset: Any = CaptionedScenes(config) if opened is None else None
     torch.manual_seed(config.run.seed)
     locked = bool(config.lock_image)
     if config.lock_image is None and config.model is not None and not config.lock_text:
@@ -340,7 +341,6 @@ def train(config: ContrastConfig) -> None:
     store_rounded(stage, config.run.mixed_precision)
     run = Run.start(config, stage)
     stage.accelerator = run.accelerator
-    dataset: Any = CaptionedScenes(config)
     if opened is not None:
         say(opened, tokenizer, state_of_processes())
         dataset = CaptionedPictures(opened, config.run, config.size, features)

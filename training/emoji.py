@@ -60,6 +60,8 @@ def some_emoji(number: int) -> Emoji:
     emoji = load_emoji()
     if not number:
         return emoji
+    if not 0 < number <= len(emoji.characters):
+        raise ValueError(f"emoji: {number}; allowed: 0 (all) to {len(emoji.characters)}")
     last, spread = len(emoji.characters) - 1, max(1, number - 1)
     chosen = tuple(emoji.characters[round(i * last / spread)] for i in range(number))
     return replace(

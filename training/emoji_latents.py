@@ -18,7 +18,7 @@ from training.samples import shorten
 
 @dataclass(frozen=True)
 class ScenesConfig:
-    """Scenes beside those of one emoji, or two, on white."""
+    """Scenes beside those of one emoji, or two, on white; and which of the emoji come up more often."""
 
     groups: int = 0
     """Pictures of two to four emoji in rows of two, which their caption names in reading order."""
@@ -27,17 +27,22 @@ class ScenesConfig:
     ground_share: float = 0.0
     """Share of the samples that are one emoji on a ground whose colour the caption names, each on all grounds
     that it is not held out on; and share of the groups on such a ground."""
+    often: str = ""
+    """Emoji that come up more often by themselves, such as those that are hard to tell from each other."""
+    often_share: float = 0.3
+    """Share of the samples that are one of them, where there are any."""
 
     def __post_init__(self) -> None:
         if self.groups < 0:
             raise ValueError(f"groups: {self.groups}; allowed: 0 and more")
-        for name in ("group_share", "ground_share"):
+        for name in ("group_share", "ground_share", "often_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)}; allowed: 0 to below 1")
 
     def check_shares(self, others: float) -> None:
         """Refuses shares that leave nothing to the pictures of one emoji on white."""
         total = others + self.ground_share + (self.group_share if self.groups else 0)
+        total += self.often_share if self.often else 0
         if total >= 1:
             raise ValueError(f"scenes: all shares together are {total:g}; allowed: below 1")
 
@@ -82,6 +87,7 @@ class CaptionedLatents(torch.utils.data.Dataset):
             (config.pairs, config.pair_share),
             (more.groups, more.group_share),
             (grounds, more.ground_share),
+            (config.variants * len(more.often), more.often_share),
         )
         self.kinds = [(number, share) for number, share in kinds if number]
         self.singles = len(scenes) - sum(number for number, _ in self.kinds)
@@ -111,16 +117,19 @@ class CaptionedLatents(torch.utils.data.Dataset):
 
 def chosen_scenes(config: EmojiFields) -> list[Scene]:
     """`variants` scenes of each emoji that is drawn, near the middle, on white; `pairs` scenes of two of them
-    side by side; `scenes.groups` of two to four; and each by itself on every ground, if these have a share.
-    Nothing that is held out is among them."""
+    side by side; `scenes.groups` of two to four; each by itself on every ground, if these have a share; and
+    those of `scenes.often` once more. Nothing that is held out is among them."""
     drawn = chosen_emoji(config)
     seed, more = config.run.seed, config.scenes
     spread = 0.3 if config.variants > 1 else 0.0
-    singles = [
-        random_scene(seed, 1000 * ord(c) + n, (c,), spread=spread)
-        for c in drawn
-        for n in range(config.variants)
-    ]
+    singles, often = (
+        [
+            random_scene(seed, 1000 * ord(c) + n, (c,), spread=spread)
+            for c in characters
+            for n in range(config.variants)
+        ]
+        for characters in (drawn, more.often)
+    )
     different = tuple(dict.fromkeys(drawn))
     pairs = islice(random_pairs(seed, different), config.pairs)
     groups = islice(random_groups(seed, different, more.ground_share), more.groups)
@@ -131,17 +140,16 @@ def chosen_scenes(config: EmojiFields) -> list[Scene]:
         for ground in GROUNDS
         if not held_out_ground(scene.characters, ground)
     ]
-    return [*singles, *pairs, *groups, *grounds]
+    return [*singles, *pairs, *groups, *grounds, *often]
 
 
 def chosen_emoji(config: EmojiFields) -> tuple[str, ...]:
     """Those that are drawn."""
     known = load_emoji().characters
-    if config.characters:
-        if strange := [c for c in config.characters if c not in known]:
-            raise ValueError(f"characters: {strange[0]!r} is none; allowed: the emoji of the font")
-        return tuple(config.characters)
-    return some_emoji(config.emoji).characters
+    for name, characters in (("characters", config.characters), ("scenes.often", config.scenes.often)):
+        if strange := [c for c in characters if c not in known]:
+            raise ValueError(f"{name}: {strange[0]!r} is none; allowed: the emoji of the font")
+    return tuple(config.characters) or some_emoji(config.emoji).characters
 
 
 def random_pairs(seed: int, characters: tuple[str, ...]) -> Iterator[Scene]:

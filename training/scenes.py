@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from training.captions import Captions, training_scene
-from training.emoji import Scene, centred, in_reading_order, load_emoji, pixels, some_emoji
+from training.emoji import Emoji, Scene, centred, in_reading_order, pixels, some_emoji
 from training.fixed_shapes import in_fixed_shapes
 from training.teacher import Teacher
 
@@ -59,14 +59,13 @@ class CaptionedScenes(torch.utils.data.Dataset):
 
 
 class AllNames(nn.Module):
-    """What a locked text tower says of all emoji's names, which scenes of one emoji are told from.
+    """What a locked text tower says of all names of `emoji`, which scenes of one emoji are told from.
 
     A batch holds some sixty of the 1,364 names. English stands in where a name is held out.
     """
 
-    def __init__(self, tower: Teacher, languages: tuple[str, ...]) -> None:
+    def __init__(self, tower: Teacher, emoji: Emoji, languages: tuple[str, ...]) -> None:
         super().__init__()
-        emoji = load_emoji()
         captions = Captions(emoji)
         tags = languages or captions.tags
         states = []

@@ -33,7 +33,13 @@ from training import inversion, lora
 from training.attending import set_attention
 from training.config import OptimConfig, RunConfig, parse
 from training.data import image_captions, open_pictures, state_of_processes
-from training.emoji_latents import CaptionedLatents, ScenesConfig, chosen_scenes, swap_captions
+from training.emoji_latents import (
+    CaptionedLatents,
+    ScenesConfig,
+    chosen_emoji,
+    chosen_scenes,
+    swap_captions,
+)
 from training.export import Made, data_of, finish
 from training.frozen import store_rounded, unrounded
 from training.inversion import Inversion, InversionConfig, WithWord
@@ -241,6 +247,8 @@ def start(
 
 def train(config: TextToImageConfig) -> None:
     choose_attention(config.attention)  # refuses before the models are read what cannot run here
+    if not config.data:
+        chosen_emoji(config)  # and what is not there
     torch.manual_seed(config.run.seed)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)

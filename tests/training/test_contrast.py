@@ -226,7 +226,7 @@ def test_accumulated_passes_tell_from_all_names_as_the_one_big_batch(altclip, tm
 
 def test_one_emoji_is_told_from_all_names_and_a_scene_of_two_is_not(altclip):
     clip, tokenizer = AltCLIPModel.from_pretrained(altclip), AutoTokenizer.from_pretrained(altclip)
-    names = AllNames(Teacher(clip, tokenizer), ("en", "de"))
+    names = AllNames(Teacher(clip, tokenizer), load_emoji(), ("en", "de"))
     scale = torch.tensor(2.0)
     groups = torch.tensor([group_of(centred("🦞")), group_of(in_a_row(("🦞", "🐈")))])
     image = F.normalize(torch.randn(2, clip.config.projection_dim), dim=-1)

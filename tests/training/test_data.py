@@ -160,6 +160,9 @@ def test_a_stage_that_learns_some_emoji_names_no_others(captions):
     scenes = CaptionedScenes(ContrastConfig(Path(), emoji=5))
     shown = {c for n in range(60) for c in scenes[n][0].characters}
     assert shown == set(chosen.characters)
+    for number in (-1, 1365):
+        with pytest.raises(ValueError, match=rf"^emoji: {number}; allowed: 0 \(all\) to 1364$"):
+            some_emoji(number)
 
 
 def test_the_tokens_of_a_name_are_those_that_hold_its_letters(captions):

@@ -227,10 +227,23 @@ def test_groups_and_grounds_come_in_their_shares_as_their_captions_say(drawing, 
             assert text == data.captions.name(scene)
 
 
+def test_some_emoji_come_up_more_often(drawing, tmp_path):
+    settings = config(
+        tmp_path, 1, drawing, "--emoji 30 --variants 2 --scenes.often 🪁🕑 --scenes.often-share 0.4"
+    )
+    scenes = chosen_scenes(settings)
+    assert [scene.characters for scene in scenes[60:]] == [("🪁",), ("🪁",), ("🕑",), ("🕑",)]
+    data = CaptionedLatents(settings, torch.arange(float(len(scenes)))[:, None], scenes)
+    assert 0.33 < np.mean([int(data[n][0]) >= 60 for n in range(400)]) < 0.47
+    with pytest.raises(ValueError, match=r"^scenes\.often: 'x' is none; allowed: the emoji of the font"):
+        chosen_scenes(config(tmp_path, 1, drawing, "--scenes.often x"))
+
+
 def test_shares_of_scenes_leave_something_to_the_single_emoji(drawing, tmp_path, capsys):
     for more in (
         "--scenes.ground-share 0.6 --scenes.groups 2 --scenes.group-share 0.5",
         "--scenes.groups -1",
+        "--scenes.often 🪁 --scenes.often-share 1",
     ):
         with pytest.raises(SystemExit):
             config(tmp_path, 1, drawing, more)
