@@ -60,9 +60,14 @@ STAGES = (
     "unet_gpu",
     "distill_all_words",
     "unet_words_last",
+    "distill_apart",
+    "unet_apart",
+    "distill_apart_more",
+    "contrast_apart",
+    "unet_apart_last",
 )
 #: Those of them that ship: the UNet with its autoencoder; both towers, whose text tower conditions the UNet.
-UNET, TOWERS = "unet_words_last", "distill_all_words"
+UNET, TOWERS = "unet_apart_last", "contrast_apart"
 #: Texts of the licences that the pictures and names came under, as Debian ships them.
 LICENCES = {
     "LICENSE-font.txt": "/usr/share/doc/fonts-noto-color-emoji/copyright",

@@ -54,9 +54,18 @@ stage distill distill_keywords_last
 stage distill distill_strangers
 stage contrast contrast_strangers
 pair text_to_image unet_pairs
+
+# The eighth: a UNet that learnt on a GPU, and more keywords.
 stage text_to_image unet_gpu
 stage distill distill_all_words
 stage text_to_image unet_words_last
+
+# The ninth: names that the towers hardly told from each other.
+stage distill distill_apart
+stage text_to_image unet_apart
+stage distill distill_apart_more
+stage contrast contrast_apart
+stage text_to_image unet_apart_last
 
 # The papers' own step by itself: the tower of an English UNet is swapped, keys and values follow it.
 pair text_to_image english_unet_again
