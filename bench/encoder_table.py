@@ -31,7 +31,7 @@ STAGES = {
     "distill_lists": ("teacher learning", False),
     "contrast_lists": ("contrastive learning", False),
     "contrast_names_last": ("fourth round", False),
-    "contrast_apart": ("ninth round", False),
+    "distill_apart_words": ("ninth round", False),
 }
 RECIPES = Path("training/recipes/emoji")
 

@@ -64,10 +64,11 @@ STAGES = (
     "unet_apart",
     "distill_apart_more",
     "contrast_apart",
+    "distill_apart_words",
     "unet_apart_last",
 )
 #: Those of them that ship: the UNet with its autoencoder; both towers, whose text tower conditions the UNet.
-UNET, TOWERS = "unet_apart_last", "contrast_apart"
+UNET, TOWERS = "unet_apart_last", "distill_apart_words"
 #: Texts of the licences that the pictures and names came under, as Debian ships them.
 LICENCES = {
     "LICENSE-font.txt": "/usr/share/doc/fonts-noto-color-emoji/copyright",

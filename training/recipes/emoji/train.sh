@@ -65,6 +65,7 @@ stage distill distill_apart
 stage text_to_image unet_apart
 stage distill distill_apart_more
 stage contrast contrast_apart
+stage distill distill_apart_words
 stage text_to_image unet_apart_last
 
 # The papers' own step by itself: the tower of an English UNet is swapped, keys and values follow it.

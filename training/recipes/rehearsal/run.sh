@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The papers' claims in a world of 136 emoji: every stage from nothing but the shipped autoencoder, and the figures of
-# bench.rehearsal. Resumes: run it again after a stop. Some 70 minutes on two CPU cores; everything lies in runs/rehearsal.
+# bench.rehearsal. Resumes: run it again after a stop. Some 90 minutes on two CPU cores; everything lies in runs/rehearsal.
 # A dry run: SECONDS_EACH=4 ARGS="--run.max-train-steps 2" FIGURES="--emoji 2 --languages th --steps 2 --scenes 20"
 source "$(dirname "$0")/../stage.sh"
 trap wait EXIT # where one chain fails, the other comes to its end
@@ -18,7 +18,7 @@ equal() { # MODULE RECIPE: for as long by the clock as the others, told from the
 import json, sys
 *_, five, ten = (json.loads(line)["seconds"] for line in open(sys.argv[1]))
 print(max(1, round(5 * float(sys.argv[2]) / max(0.1, ten - five))))' \
-        "$pace/metrics.jsonl" "${SECONDS_EACH:-240}")
+        "$pace/metrics.jsonl" "${SECONDS_EACH:-480}")
     local "ARGS_$2=--run.max-train-steps $steps"
     stage "$1" "$2"
 }
