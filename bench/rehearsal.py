@@ -43,6 +43,7 @@ DRAWING = (
     "lora",
     "adapter",
     "quality",
+    "quality_second",
     "quality_guided",
     "guidance",
     "guidance_guided",

@@ -173,8 +173,8 @@ def verdicts(rows: dict[str, Ranks]) -> list[str]:
         english = of_languages(rows["english_unet"], 1)["en"]
         after = interval(values(rows["kv"], 1))["mean"]
         lines.append(f"- Mean of all languages under `kv`: {after:.3f}; English, no swap: {english:.3f}")
-    if {"kv", "kv_second"} <= rows.keys():
-        lines.append(seeds(rows["kv"], rows["kv_second"]))
+    both = [name for name in ("kv", "quality") if {name, f"{name}_second"} <= rows.keys()]
+    lines += [seeds(name, rows[name], rows[f"{name}_second"]) for name in both]
     return ["### What these figures say", "", *lines] if lines else []
 
 
@@ -187,12 +187,12 @@ def verdict(found: dict[str, float], better: bool) -> str:
     return "not shown here" if better else "no difference shown"
 
 
-def seeds(one: Ranks, other: Ranks) -> str:
+def seeds(name: str, one: Ranks, other: Ranks) -> str:
     figures = [[interval(values(row, k))["mean"] for row in (one, other)] for k in (1, 5)]
     near = "within" if all(abs(first - second) <= SEEDS for first, second in figures) else "not within"
     (top1, again1), (top5, again5) = figures
     return (
-        f"- English UNet and `kv` from two seeds: top-1 {top1:.3f} and {again1:.3f}, top-5 {top5:.3f} and "
+        f"- All up to `{name}` from two seeds: top-1 {top1:.3f} and {again1:.3f}, top-5 {top5:.3f} and "
         f"{again5:.3f}, {near} {SEEDS:g}"
     )
 

@@ -103,6 +103,18 @@ def test_the_tables_say_what_the_ranks_come_to():
     assert text.count("(Chen et al. 2022): borne out") == 2
 
 
+def test_two_seeds_are_compared_after_each_stage_that_has_both():
+    found = {"en": [0] * 50, "th": [0] * 50}
+    text = text_of(
+        kv=row("kv", found),
+        kv_second=row("kv_second", found | {"th": [0] * 25 + [8] * 25}),
+        quality=row("quality", found),
+        quality_second=row("quality_second", found | {"th": [0] * 49 + [9]}),
+    )
+    assert "`kv` from two seeds: top-1 1.000 and 0.750, top-5 1.000 and 0.750, not within 0.03" in text
+    assert "`quality` from two seeds: top-1 1.000 and 0.990, top-5 1.000 and 0.990, within 0.03" in text
+
+
 def test_a_table_without_rows_is_left_out():
     text = text_of(swap=row("swap", {"en": [50, 0]}))
     assert "From stage to stage" in text

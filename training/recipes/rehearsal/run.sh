@@ -46,8 +46,9 @@ wait $!
 stage text_to_image swap
 others() {
     equal text_to_image kv_second
+    stage text_to_image quality_second
     equal adapter adapter
-    measure english_unet swap kv_second adapter kv cross_attention lora kv_mapped > /dev/null
+    measure english_unet swap kv_second quality_second adapter kv cross_attention lora kv_mapped > /dev/null
     measure quality_guided quality > /dev/null
 }
 papers() {
