@@ -112,7 +112,7 @@ class DistillConfig:
     """Least distance between the targets of two English names, as a share of the mean one; 0: as the teacher
     has them, who may see hardly a difference between two o'clock and nine o'clock."""
     apart_share: float = 0.0
-    """Share of the captions that are of one emoji whose name was set apart."""
+    """Share of the captions, but for `even_keywords`, that are of one emoji whose name was set apart."""
     cache: Path | None = None
     """Folder, which runs may share, for what the teacher says of each English text, so that it is read only
     where something is missing, and for its image tower at the end. None: computed anew in every run."""

@@ -1,6 +1,6 @@
 """The emoji as a text-to-image stage trains on them: their pictures' latents, and captions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations, count, islice
 from typing import Protocol
@@ -122,14 +122,14 @@ def chosen_scenes(config: EmojiFields) -> list[Scene]:
     drawn = chosen_emoji(config)
     seed, more = config.run.seed, config.scenes
     spread = 0.3 if config.variants > 1 else 0.0
-    singles, often = (
-        [
+
+    def alone_near_the_middle(characters: Iterable[str]) -> list[Scene]:
+        return [
             random_scene(seed, 1000 * ord(c) + n, (c,), spread=spread)
             for c in characters
             for n in range(config.variants)
         ]
-        for characters in (drawn, more.often)
-    )
+
     different = tuple(dict.fromkeys(drawn))
     pairs = islice(random_pairs(seed, different), config.pairs)
     groups = islice(random_groups(seed, different, more.ground_share), more.groups)
@@ -140,7 +140,13 @@ def chosen_scenes(config: EmojiFields) -> list[Scene]:
         for ground in GROUNDS
         if not held_out_ground(scene.characters, ground)
     ]
-    return [*singles, *pairs, *groups, *grounds, *often]
+    return [
+        *alone_near_the_middle(drawn),
+        *pairs,
+        *groups,
+        *grounds,
+        *alone_near_the_middle(more.often),
+    ]
 
 
 def chosen_emoji(config: EmojiFields) -> tuple[str, ...]:

@@ -30,10 +30,9 @@ def set_apart(states: Tensor, share: float) -> Tensor:
     teacher that has seen hardly a difference between two o'clock and nine o'clock so leaves room for one.
     """
     jitter = torch.randn(states.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    moved = states.double().cpu()
-    distance = torch.pdist(moved)
-    least = share * distance.mean()
-    moved += 1e-6 * least * jitter  # equal ones have no direction to part in
+    start = states.double().cpu()
+    least = share * torch.pdist(start).mean()
+    moved = start + 1e-6 * least * jitter  # equal ones have no direction to part in
     for _ in range(ROUNDS):
         distance = torch.cdist(moved, moved, compute_mode="donot_use_mm_for_euclid_dist")
         lack = (least - distance).clamp(min=0).fill_diagonal_(0)
@@ -42,7 +41,7 @@ def set_apart(states: Tensor, share: float) -> Tensor:
         push = lack / distance.clamp(min=1e-9)
         near = (lack > 0).sum(1, keepdim=True)
         moved += 0.5 * (push.sum(1, keepdim=True) * moved - push @ moved) / (1 + near)
-    touched = (moved - states.cpu()).norm(dim=1, keepdim=True) > 1e-3 * least
+    touched = (moved - start).norm(dim=1, keepdim=True) > 1e-3 * least
     return torch.where(touched.to(states.device), moved.to(states), states)
 
 
