@@ -35,7 +35,7 @@ from training.attending import set_attention
 from training.captions import Captions
 from training.config import OptimConfig, RunConfig, parse
 from training.data import image_captions, open_pictures
-from training.emoji import Scene, centred, load_emoji
+from training.emoji import Scene, centred, load_emoji, some_emoji
 from training.export import Made, data_of, finish
 from training.frozen import FORMATS, store_rounded
 from training.latents import cached_latents
@@ -201,10 +201,7 @@ def named(argument: str) -> Iterator[None]:
 
 
 def chosen_scenes(config: AdapterConfig) -> list[Scene]:
-    characters = load_emoji().characters
-    count = min(config.emoji or len(characters), len(characters))
-    places = np.linspace(0, len(characters) - 1, count).round().astype(int)
-    return [centred(characters[place]) for place in places]
+    return [centred(character) for character in some_emoji(config.emoji).characters]
 
 
 def build(config: AdapterConfig) -> Imitation:
