@@ -167,6 +167,8 @@ class DistillConfig:
         for name in ("keyword_share", "even_keywords", "strange_share", "apart_share"):
             if not 0 <= (share := getattr(self, name)) <= 1:
                 raise ValueError(f"{name}: {share}; allowed: 0 to 1")
+        if self.apart_share and not self.apart:
+            raise ValueError(f"apart_share: {self.apart_share} without apart; allowed: 0, or with apart")
 
 
 class Distillation(nn.Module):

@@ -209,6 +209,7 @@ def test_what_does_not_fit_is_refused_before_training(teacher, altclip, tmp_path
         "kept_share: 0.5; allowed": "--kept-share 0.5",
         "keyword_share: 2.0; allowed: 0 to 1": "--keyword-share 2",
         "even_keywords: -0.5; allowed: 0 to 1": "--even-keywords -0.5",
+        "apart_share: 0.2 without apart; allowed: 0, or with apart": "--apart-share 0.2",
         "own_words: True without ordered": "--own-words True",
     }
     for message, more in cases.items():
