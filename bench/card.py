@@ -2,12 +2,14 @@
 
     python -m bench.card [--failures-of 200]
 
-Writes `pictures/` in the model's folder and its place in the card. Every picture has the seed of its column,
-whatever its language. Failures are what the judge does not find among its five best in the English pictures
-of the sample that bench.quality draws; the wanted emoji stands beside each.
+Writes `pictures/` in the model's folder and its place in the card, and the README's picture, which has six of
+the languages. Every picture has the seed of its column, whatever its language. Failures are what the judge
+does not find among its five best in the English pictures of the sample that bench.quality draws; the wanted
+emoji stands beside each.
 """
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +24,22 @@ from bench.report import put
 from training.emoji import centred, draw
 
 MARK = "pictures"
+#: The README's picture, and whose rows it has.
+README_PICTURE = Path(__file__).parent.parent / "docs" / "images" / "demo.png"
+README_LANGUAGES = ("en", "zh", "th", "ko", "ar", "ru")
 #: Emoji that are known by everybody, and pairs that no training saw.
 KNOWN = "🦞🌈🚲🍎🐧"
 _SHOWN = 12  # failures
 
 
-def languages(pipeline: AltDiffusionPipeline, prompts: Prompts) -> Image.Image:
+def languages(
+    pipeline: AltDiffusionPipeline, prompts: Prompts, tags: Iterable[str] = LANGUAGES
+) -> Image.Image:
     """A row for each language, a column for each emoji; everywhere in a column the same seed."""
     rows = []
-    for tag, language in LANGUAGES.items():
+    for tag in tags:
         asked = [prompts.generation(tag, c) or "" for c in KNOWN]
-        rows.append((language, pictures(pipeline, asked)))
+        rows.append((LANGUAGES[tag], pictures(pipeline, asked)))
     return labelled_grid(rows)
 
 
@@ -102,6 +109,8 @@ def main() -> None:
     )
     parser.add_argument("--failures-of", type=int, default=200, help="English prompts to find failures among")
     write(bundled.FOLDER, parser.parse_args().failures_of)
+    with aside.file(README_PICTURE) as made:
+        languages(drawing(bundled.FOLDER), Prompts(), README_LANGUAGES).save(made, "PNG")
 
 
 if __name__ == "__main__":
