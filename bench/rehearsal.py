@@ -4,10 +4,11 @@
     python -m bench.rehearsal [ROW…]              measures the stages that are there, and prints the tables
     python -m bench.rehearsal --write             also into docs/results.md
 
-Pictures: 50 emoji in each language by their plain CLDR names, as bench.quality draws and judges them, in 10
-steps. Towers: bench.quality's retrieval and zero-shot classification. Each row is kept in RUNS/measured as
-soon as it is measured, its ranks or recalls with how the stage was trained, and measured again only where the
-stage or what is asked of it is another. The tables are of all rows that were asked the same.
+Pictures: all emoji in each language by their plain CLDR names, as bench.quality draws and judges them, in 10
+steps; of fewer, two that one seed learns and another does not weigh as much as what two ways differ by.
+Towers: bench.quality's retrieval and zero-shot classification. Each row is kept in RUNS/measured as soon as
+it is measured, its ranks or recalls with how the stage was trained, and measured again only where the stage
+or what is asked of it is another. The tables are of all rows that were asked the same.
 """
 
 import hashlib
@@ -179,7 +180,7 @@ def main() -> int:
         "--runs", type=Path, default=Path("runs/rehearsal"), help="where the stages' folders are"
     )
     options.add_argument("--languages", nargs="+", choices=list(LANGUAGES), default=list(LANGUAGES))
-    options.add_argument("--emoji", type=int, default=50, help="emoji per language")
+    options.add_argument("--emoji", type=int, default=WORLD, help="emoji per language")
     options.add_argument("--steps", type=int, default=10, help="steps of a picture")
     options.add_argument("--scenes", type=int, default=1000, help="scenes of retrieval")
     arguments = options.parse_args()
