@@ -49,7 +49,15 @@ DRAWING = (
     "guidance",
     "guidance_guided",
 )
-TOWERS = ("teacher", "student_english", "student_parallel", "student_both", "contrast")
+TOWERS = (
+    "teacher",
+    "student_english",
+    "student_parallel",
+    "student_both",
+    "contrast",
+    "student_both_second",
+    "contrast_second",
+)
 #: Emoji of the small world, which the stages of its recipes learn.
 WORLD = 136
 #: What draws the emoji that all rows are asked for, and what a LoRA lies beside.

@@ -34,6 +34,8 @@ TOWERS = {
     "student_parallel": "17 other languages alone",
     "student_both": "both",
     "contrast": "both, then contrastive learning",
+    "student_both_second": "both, another seed",
+    "contrast_second": "both, then contrastive learning, another seed",
 }
 #: (row, other row, is the first to be better or only no worse, the claim and whose it is).
 CLAIMS = (
@@ -173,8 +175,9 @@ def verdicts(rows: dict[str, Ranks]) -> list[str]:
         english = of_languages(rows["english_unet"], 1)["en"]
         after = interval(values(rows["kv"], 1))["mean"]
         lines.append(f"- Mean of all languages under `kv`: {after:.3f}; English, no swap: {english:.3f}")
-    both = [name for name in ("kv", "quality") if {name, f"{name}_second"} <= rows.keys()]
-    lines += [seeds(name, rows[name], rows[f"{name}_second"]) for name in both]
+    for name, pair in trained_twice(rows, "kv", "quality"):
+        figures = {f"top-{k}": [interval(values(row, k))["mean"] for row in pair] for k in (1, 5)}
+        lines.append(seeds(name, figures))
     return ["### What these figures say", "", *lines] if lines else []
 
 
@@ -187,14 +190,17 @@ def verdict(found: dict[str, float], better: bool) -> str:
     return "not shown here" if better else "no difference shown"
 
 
-def seeds(name: str, one: Ranks, other: Ranks) -> str:
-    figures = [[interval(values(row, k))["mean"] for row in (one, other)] for k in (1, 5)]
-    near = "within" if all(abs(first - second) <= SEEDS for first, second in figures) else "not within"
-    (top1, again1), (top5, again5) = figures
-    return (
-        f"- All up to `{name}` from two seeds: top-1 {top1:.3f} and {again1:.3f}, top-5 {top5:.3f} and "
-        f"{again5:.3f}, {near} {SEEDS:g}"
-    )
+def trained_twice(rows: dict[str, Any], *names: str) -> list[tuple[str, tuple[Any, Any]]]:
+    """Those of the stages that are there after another seed too, with both rows."""
+    found = [name for name in names if {name, f"{name}_second"} <= rows.keys()]
+    return [(name, (rows[name], rows[f"{name}_second"])) for name in found]
+
+
+def seeds(name: str, figures: dict[str, Sequence[float]]) -> str:
+    """Each figure after one seed and after another, and whether all are near."""
+    told = ", ".join(f"{what} {one:.3f} and {other:.3f}" for what, (one, other) in figures.items())
+    near = "within" if all(abs(one - other) <= SEEDS for one, other in figures.values()) else "not within"
+    return f"- All up to `{name}` from two seeds: {told}, {near} {SEEDS:g}"
 
 
 def by_tower(rows: dict[str, dict[str, Any]]) -> list[str]:
@@ -230,16 +236,24 @@ def orders(rows: dict[str, dict[str, Any]]) -> list[str]:
     if not set(students) <= rows.keys() or len(rows["student_both"]["towers"]) == 1:
         return []
 
-    def mean(name: str, english: bool) -> float:
-        found = rows[name]["towers"].items()
-        return float(np.mean([row["MR"] for tag, row in found if (tag == "en") is english]))
-
     lines = [""]
     for english, other in ((True, "student_parallel"), (False, "student_english")):
-        figures = {name: mean(name, english) for name in students}
+        figures = {name: tower_mean(rows[name], "MR", english) for name in students}
         ranked = sorted(students, key=figures.__getitem__, reverse=True)
         order = ", ".join(f"{TOWERS[name]} {figures[name]:.3f}" for name in ranked)
         verdict = "borne out" if figures["student_both"] > figures[other] else "not so here"
         what = "in English" if english else "of the others"
         lines.append(f"- MR {what}: {order}. Both above {TOWERS[other]} (Chen et al. 2022): {verdict}")
+    for name, pair in trained_twice(rows, "student_both", "contrast"):
+        figures = {
+            f"{said} {what}": [tower_mean(row, figure, english) for row in pair]
+            for figure, said in (("MR", "MR"), ("top1", "top-1"))
+            for what, english in (("in English", True), ("of the others", False))
+        }
+        lines.append(seeds(name, figures))
     return lines
+
+
+def tower_mean(row: dict[str, Any], figure: str, english: bool) -> float:
+    """Of English, or the mean of the other languages."""
+    return float(np.mean([of[figure] for tag, of in row["towers"].items() if (tag == "en") is english]))

@@ -115,6 +115,21 @@ def test_two_seeds_are_compared_after_each_stage_that_has_both():
     assert "`quality` from two seeds: top-1 1.000 and 0.990, top-5 1.000 and 0.990, within 0.03" in text
 
 
+def test_two_seeds_of_the_towers_are_compared_in_english_and_in_the_others():
+    text = text_of(
+        student_english=tower("student_english", en=0.9, th=0.1),
+        student_parallel=tower("student_parallel", en=0.5, th=0.7),
+        student_both=tower("student_both", en=0.8, th=0.7, ar=0.6),
+        student_both_second=tower("student_both_second", en=0.82, th=0.6, ar=0.6),
+        contrast=tower("contrast", en=0.9, th=0.8, ar=0.8),
+    )
+    retrieval = "MR in English 0.800 and 0.820, MR of the others 0.650 and 0.600"
+    classes = "top-1 in English 0.400 and 0.410, top-1 of the others 0.325 and 0.300"
+    assert f"`student_both` from two seeds: {retrieval}, {classes}, not within 0.03" in text
+    assert "| both, another seed | 0.820 |" in text
+    assert "`contrast` from" not in text
+
+
 def test_a_table_without_rows_is_left_out():
     text = text_of(swap=row("swap", {"en": [50, 0]}))
     assert "From stage to stage" in text

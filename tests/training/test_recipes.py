@@ -31,8 +31,11 @@ STAGES: dict[str, Any] = {
 OTHERS: dict[str, Any] = {
     "teacher": contrast.ContrastConfig,
     "contrast": contrast.ContrastConfig,
+    "contrast_second": contrast.ContrastConfig,
     "adapter": adapter.AdapterConfig,
-    **dict.fromkeys(("student_english", "student_parallel", "student_both"), distill.DistillConfig),
+    **dict.fromkeys(
+        ("student_english", "student_parallel", "student_both", "student_both_second"), distill.DistillConfig
+    ),
 }
 REHEARSAL = {path.stem: path for path in sorted(RECIPES.glob("rehearsal/*.yaml"))}
 PUBLISHED = sorted(path for path in RECIPES.glob("alt*/*.yaml") if path.stem in STAGES)

@@ -36,7 +36,10 @@ towers() {
     stage distill student_both
     stage contrast contrast
     stage distill student_parallel
+    stage distill student_both_second
+    stage contrast contrast_second
     measure teacher student_english student_parallel student_both contrast > /dev/null
+    measure student_both_second contrast_second > /dev/null
 }
 unets &
 towers
