@@ -78,8 +78,8 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
-def opened(chromium: Any, address: str) -> Any:
-    page = chromium.new_context(viewport={"width": 1280, "height": 900}).new_page()
+def opened(chromium: Any, address: str, width: int = 1280, height: int = 900, **visitor: Any) -> Any:
+    page = chromium.new_context(viewport={"width": width, "height": height}, **visitor).new_page()
     page.goto(address)
     page.wait_for_selector("#ad-generate")
     return page

@@ -9,7 +9,6 @@ emoji stands beside each.
 """
 
 import argparse
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -20,27 +19,22 @@ from altdiffusion.grids import captioned_grid, labelled_grid
 from altdiffusion.languages import LANGUAGES
 from bench.judge import Judge, held_out_pairs
 from bench.quality import Prompts, drawing, pictures, sample
-from bench.report import put
+from bench.report import RESULTS, put
 from training.emoji import centred, draw
 
 MARK = "pictures"
 #: The README's picture, and whose rows it has.
-README_PICTURE = Path(__file__).parent.parent / "docs" / "images" / "demo.png"
+README_PICTURE = RESULTS.parent / "images" / "demo.png"
 README_LANGUAGES = ("en", "zh", "th", "ko", "ar", "ru")
 #: Emoji that are known by everybody, and pairs that no training saw.
 KNOWN = "🦞🌈🚲🍎🐧"
 _SHOWN = 12  # failures
 
 
-def languages(
-    pipeline: AltDiffusionPipeline, prompts: Prompts, tags: Iterable[str] = LANGUAGES
-) -> Image.Image:
-    """A row for each language, a column for each emoji; everywhere in a column the same seed."""
-    rows = []
-    for tag in tags:
-        asked = [prompts.generation(tag, c) or "" for c in KNOWN]
-        rows.append((LANGUAGES[tag], pictures(pipeline, asked)))
-    return labelled_grid(rows)
+def languages(pipeline: AltDiffusionPipeline, prompts: Prompts) -> dict[str, list[Image.Image]]:
+    """A picture of each emoji in each language, every one of an emoji from the same seed."""
+    names = {tag: [prompts.generation(tag, c) or "" for c in KNOWN] for tag in LANGUAGES}
+    return {tag: pictures(pipeline, asked) for tag, asked in names.items()}
 
 
 def pairs(pipeline: AltDiffusionPipeline, prompts: Prompts) -> Image.Image:
@@ -69,14 +63,19 @@ def beside(left: Image.Image, right: Image.Image) -> Image.Image:
     return both
 
 
-def drawn(folder: Path, tried: int) -> dict[str, tuple[Image.Image | None, str]]:
+def grid(rows: dict[str, list[Image.Image]]) -> Image.Image:
+    return labelled_grid([(LANGUAGES[tag], row) for tag, row in rows.items()])
+
+
+def drawn(
+    pipeline: AltDiffusionPipeline, prompts: Prompts, rows: dict[str, list[Image.Image]], tried: int
+) -> dict[str, tuple[Image.Image | None, str]]:
     """Name → picture, if there is any, and the sentence below it."""
-    pipeline, prompts = drawing(folder), Prompts()
     wrong, number = failures(pipeline, prompts, tried)
     few = f"The first {_SHOWN}" if number > _SHOWN else "These"
     return {
         "languages": (
-            languages(pipeline, prompts),
+            grid(rows),
             "The same five names in 18 languages, a seed for each column.",
         ),
         "pairs": (pairs(pipeline, prompts), "Pairs that training never showed, one a language, not chosen."),
@@ -88,10 +87,13 @@ def drawn(folder: Path, tried: int) -> dict[str, tuple[Image.Image | None, str]]
     }
 
 
-def write(folder: Path, tried: int) -> None:
+def write(folder: Path, tried: int, readme: Path | None = None) -> None:
+    """Into the card of the model in `folder`, and into the picture `readme`, if it is given."""
+    pipeline, prompts = drawing(folder), Prompts()
+    rows = languages(pipeline, prompts)
     place, lines = folder / "pictures", ["## Pictures", ""]
     place.mkdir(exist_ok=True)
-    for name, (picture, text) in drawn(folder, tried).items():
+    for name, (picture, text) in drawn(pipeline, prompts, rows, tried).items():
         file = place / f"{name}.webp"
         if picture is None:
             file.unlink(missing_ok=True)
@@ -101,6 +103,9 @@ def write(folder: Path, tried: int) -> None:
         lines += [f"![{text}](pictures/{file.name})", "", text, ""]
     put(folder / "README.md", MARK, "\n".join(lines))
     bundled.write_manifest(folder)
+    if readme is not None:
+        with aside.file(readme) as made:
+            grid({tag: rows[tag] for tag in README_LANGUAGES}).save(made, "PNG")
 
 
 def main() -> None:
@@ -108,9 +113,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--failures-of", type=int, default=200, help="English prompts to find failures among")
-    write(bundled.FOLDER, parser.parse_args().failures_of)
-    with aside.file(README_PICTURE) as made:
-        languages(drawing(bundled.FOLDER), Prompts(), README_LANGUAGES).save(made, "PNG")
+    write(bundled.FOLDER, parser.parse_args().failures_of, README_PICTURE)
 
 
 if __name__ == "__main__":

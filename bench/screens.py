@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from altdiffusion import aside
-from bench.app import GALLERY, ROOT, browser, server
+from bench.app import GALLERY, browser, opened, server
+from bench.report import RESULTS
 
-FOLDER = ROOT / "docs" / "images"
+FOLDER = RESULTS.parent / "images"
 #: Milliseconds in which the page comes to rest after its last picture.
 SETTLED = 700
 
@@ -35,7 +36,7 @@ def generate(page: Any) -> None:
     page.click("#ad-advanced button")
     page.fill("#ad-prompt textarea", "a lobster")
     page.keyboard.press("Control+Enter")
-    page.wait_for_function("/Step [78][0-9] of/.test(document.querySelector('#ad-status').innerText)")
+    page.wait_for_function("/Step [3-9][0-9] of/.test(document.querySelector('#ad-status').innerText)")
 
 
 def compare(page: Any) -> None:
@@ -69,13 +70,8 @@ SCREENS = {
 
 def photograph(chromium: Any, address: str, name: str) -> None:
     wanted = SCREENS[name]
-    page = chromium.new_context(
-        locale=wanted.locale,
-        color_scheme=wanted.scheme,
-        viewport={"width": wanted.width, "height": wanted.height},
-    ).new_page()
-    page.goto(address)
-    page.wait_for_selector("#ad-generate")
+    visitor = {"locale": wanted.locale, "color_scheme": wanted.scheme}
+    page = opened(chromium, address, wanted.width, wanted.height, **visitor)
     page.wait_for_function("document.documentElement.dir !== ''")
     wanted.visit(page)
     page.wait_for_function("[...document.images].every((image) => image.complete)")

@@ -32,13 +32,15 @@ def test_pictures_land_in_the_card_and_the_manifest_holds(folder: Path, monkeypa
 
     monkeypatch.setattr(card, "pictures", drawn)
     monkeypatch.setattr(card, "sample", lambda characters, size: ["🦞"])
-    card.write(folder, 1)
+    card.write(folder, 1, folder.parent / "readme.png")
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert "![The same five names" in text and "(pictures/pairs.webp)" in text
     assert "failures.webp" not in text  # there was none
     assert not (folder / "pictures" / "failures.webp").exists()
     with Image.open(folder / "pictures" / "languages.webp") as grid:
         assert grid.width < grid.height  # five columns, 18 rows
+    with Image.open(folder.parent / "readme.png") as some:
+        assert some.width == grid.width and some.height < grid.height / 2  # six of the rows
     assert ["lobster", "rainbow", "bicycle", "red apple", "penguin"] in asked
     bundled.verify(folder)
 
