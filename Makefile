@@ -28,7 +28,7 @@ help:
 	@echo "make docs         write docs/cli.md anew"
 	@echo "make bench        measure speed (an hour on two cores), or ARGS=quality the pictures (20 minutes)"
 	@echo "make train-emoji  train the bundled model from nothing (hours on two cores), or RECIPE=emoji-gpu on a GPU"
-	@echo "make rehearse     train and measure the papers' claims in a small world (some two hours on two cores)"
+	@echo "make rehearse     train and measure the papers' claims in a small world (some three hours on two cores)"
 	@echo "make app          open the app in a browser (ARGS=... as of altdiffusion app)"
 	@echo "Each does its own set-up on first use, in .venv. PYTHON=... picks the interpreter (3.11 or newer)."
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The papers' claims in a world of 136 emoji: every stage from nothing but the shipped autoencoder, and the figures of
-# bench.rehearsal. Resumes: run it again after a stop. Some two hours on two CPU cores; everything lies in runs/rehearsal.
+# bench.rehearsal. Resumes: run it again after a stop. Some three hours on two CPU cores; everything lies in runs/rehearsal.
 # A dry run: SECONDS_EACH=4 ARGS="--run.max-train-steps 2" FIGURES="--emoji 2 --languages th --steps 2 --scenes 20"
 source "$(dirname "$0")/../stage.sh"
 trap wait EXIT # where one chain fails, the other comes to its end
@@ -31,6 +31,7 @@ pair contrast teacher
 unets() {
     stage distill student_english
     stage text_to_image english_unet
+    stage text_to_image english_unet_second
 }
 towers() {
     stage distill student_both
@@ -47,12 +48,11 @@ wait $!
 
 stage text_to_image swap
 others() {
-    stage text_to_image english_unet_second
     equal text_to_image kv_second
     stage text_to_image quality_second
     equal adapter adapter
-    measure english_unet swap kv_second quality_second adapter kv cross_attention lora kv_mapped > /dev/null
-    measure quality_guided quality > /dev/null
+    measure english_unet swap kv_second quality_second adapter > /dev/null
+    measure kv cross_attention lora kv_mapped quality > /dev/null
 }
 papers() {
     equal text_to_image kv
@@ -61,7 +61,7 @@ papers() {
     equal text_to_image kv_mapped
     stage text_to_image quality
     stage text_to_image guidance
-    measure guidance_guided guidance > /dev/null
+    measure guidance_guided guidance quality_guided > /dev/null
 }
 others &
 papers
