@@ -26,7 +26,7 @@ help:
 	@echo "make audit        look all pinned packages up among known advisories; fails where one could not be (needs the net)"
 	@echo "make format       let ruff rewrite the code"
 	@echo "make docs         write docs/cli.md anew"
-	@echo "make bench        measure speed (an hour on two cores), or ARGS=quality the pictures (20 minutes)"
+	@echo "make bench        measure speed (an hour on two cores), or ARGS=quality the pictures (half an hour)"
 	@echo "make train-emoji  train the bundled model from nothing (hours on two cores), or RECIPE=emoji-gpu on a GPU"
 	@echo "make rehearse     train and measure the papers' claims in a small world (some three hours on two cores)"
 	@echo "make app          open the app in a browser (ARGS=... as of altdiffusion app)"

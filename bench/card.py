@@ -17,10 +17,10 @@ from PIL import Image
 from altdiffusion import AltDiffusionPipeline, aside, bundled
 from altdiffusion.grids import captioned_grid, labelled_grid
 from altdiffusion.languages import LANGUAGES
-from bench.judge import Judge, held_out_pairs
+from bench.judge import Judge, held_out_groups
 from bench.quality import Prompts, drawing, pictures, sample
 from bench.report import RESULTS, put
-from training.emoji import centred, draw
+from training.emoji import centred, draw, in_a_row
 
 MARK = "pictures"
 #: The README's picture, and whose rows it has.
@@ -33,23 +33,21 @@ _SHOWN = 12  # failures
 
 def languages(pipeline: AltDiffusionPipeline, prompts: Prompts) -> dict[str, list[Image.Image]]:
     """A picture of each emoji in each language, every one of an emoji from the same seed."""
-    names = {tag: [prompts.generation(tag, c) or "" for c in KNOWN] for tag in LANGUAGES}
+    names = {tag: [prompts.name(tag, centred(c)) for c in KNOWN] for tag in LANGUAGES}
     return {tag: pictures(pipeline, asked) for tag, asked in names.items()}
 
 
 def pairs(pipeline: AltDiffusionPipeline, prompts: Prompts) -> Image.Image:
     """Held-out pairs, each in another language, whatever became of them."""
-    tags = list(LANGUAGES)
-    asked = [
-        prompts.pairs(tag, pair) or "" for tag, pair in zip(tags, held_out_pairs(len(tags)), strict=True)
-    ]
+    scenes = [in_a_row(tuple(pair)) for pair in held_out_groups(len(LANGUAGES))]
+    asked = [prompts.name(tag, scene) for tag, scene in zip(LANGUAGES, scenes, strict=True)]
     return captioned_grid(list(zip(asked, pictures(pipeline, asked), strict=True)))
 
 
 def failures(pipeline: AltDiffusionPipeline, prompts: Prompts, tried: int) -> tuple[Image.Image | None, int]:
     """What was drawn wrong beside what was wanted, and how many there were; no picture where nothing was."""
     chosen = sample(bundled.covered(), tried)
-    asked = [prompts.generation("en", c) or "" for c in chosen]
+    asked = [prompts.name("en", centred(c)) for c in chosen]
     drawn = pictures(pipeline, asked)
     wrong = np.flatnonzero(Judge().ranks(drawn, chosen) >= 5)
     shown = [(asked[n], beside(drawn[n], draw(centred(chosen[n]), drawn[n].width))) for n in wrong[:_SHOWN]]

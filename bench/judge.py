@@ -2,20 +2,22 @@
 emoji.
 
 A picture is brought to a form that place, size and ground do not change (`descriptor`), then compared with
-every emoji of the font by mean squared difference. A picture of two emoji is cut between them. `python -m
-bench.judge` prints how often it is right on real pictures of every emoji, and on pictures of two.
+every emoji of the font by mean squared difference. A picture of several emoji is cut between them. `python -m
+bench.judge` prints how often it is right on real pictures of every emoji, and on pictures of two to four.
 """
 
 import argparse
 import json
 from dataclasses import replace
+from itertools import permutations
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
 from training.captions import held_out_pair
-from training.emoji import Scene, draw, glyph, in_a_row, load_emoji, random_scene
+from training.emoji import Scene, draw, glyph, in_rows_of_two, load_emoji, random_scene
+from training.grounds import GROUNDS
 
 SIDE = 24
 #: A pixel belongs to the emoji when a channel differs by more than this from the ground (0-255).
@@ -25,11 +27,22 @@ FOREGROUND = 20
 LOOK_ALIKES = ("◻◽⬜▫", "◼◾⬛▪", "🔶🔸", "🔷🔹")
 
 
+def border_of(picture: Image.Image) -> np.ndarray:
+    """(3,), 0 to 255: the median colour of the border."""
+    pixels = np.asarray(picture.convert("RGB"))
+    return np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]), axis=0)
+
+
 def foreground_of(picture: Image.Image) -> np.ndarray:
-    """(height, width), bool: what differs from the median colour of the border."""
+    """(height, width), bool: what differs from the border."""
     pixels = np.asarray(picture.convert("RGB")).astype(np.int16)
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    return np.abs(pixels - np.median(border, axis=0)).max(axis=2) > FOREGROUND
+    return np.abs(pixels - border_of(picture)).max(axis=2) > FOREGROUND
+
+
+def ground_of(picture: Image.Image) -> str:
+    """The ground of `training.grounds` whose colour is nearest to the border's."""
+    border = border_of(picture)
+    return min(GROUNDS, key=lambda ground: float(((border - GROUNDS[ground]) ** 2).sum()))
 
 
 def descriptor(picture: Image.Image) -> np.ndarray:
@@ -63,15 +76,19 @@ class Judge:
         nearest = self.nearest(pictures)
         return np.array([self.rank(best, one) for best, one in zip(nearest, wanted, strict=True)])
 
-    def pair_ranks(self, pictures: list[Image.Image], wanted: list[str]) -> np.ndarray:
-        """Of pictures of two emoji each the larger of both ranks: below 5 both are found. Each half is named
-        by itself, so of 1,364 emoji that are not in it five at most (0.4 %) are taken for found."""
-        ranks = []
-        for picture, (one, other) in zip(pictures, wanted, strict=True):
-            cuts = [self.nearest(list(cut)) for cut in halves(picture)]
-            ways = [pair for first, second in cuts for pair in ((first, second), (second, first))]
-            ranks.append(min(max(self.rank(a, one), self.rank(b, other)) for a, b in ways))
-        return np.array(ranks)
+    def group_ranks(self, pictures: list[Image.Image], wanted: list[str]) -> np.ndarray:
+        """Of pictures of two to four emoji each the largest of their ranks: below 5 all are found, wherever
+        they stand. Each part is named by itself, so of 1,364 emoji that are not in it five at most (0.4 %)
+        are taken for found."""
+        return np.array([self.group_rank(*one) for one in zip(pictures, wanted, strict=True)])
+
+    def group_rank(self, picture: Image.Image, wanted: str) -> int:
+        ways = [self.nearest(parts) for parts in cuts(picture, len(wanted))]
+        return min(
+            max(self.rank(best, one) for best, one in zip(order, wanted, strict=True))
+            for parts in ways
+            for order in permutations(parts)
+        )
 
     def nearest(self, pictures: list[Image.Image]) -> list[dict[str, float]]:
         """For each picture the distance of each emoji, of look-alikes the nearest one's."""
@@ -92,14 +109,23 @@ class Judge:
         return sum(distance < own for distance in best.values())
 
 
-def halves(picture: Image.Image) -> list[tuple[Image.Image, Image.Image]]:
-    """(left, right) and (top, bottom), cut near the middle where least of the foreground is."""
-    foreground, (width, height) = foreground_of(picture), picture.size
-    x, y = emptiest(foreground.sum(axis=0)), emptiest(foreground.sum(axis=1))
-    return [
-        (picture.crop((0, 0, x, height)), picture.crop((x, 0, width, height))),
-        (picture.crop((0, 0, width, y)), picture.crop((0, y, width, height))),
-    ]
+def cuts(picture: Image.Image, number: int) -> list[list[Image.Image]]:
+    """The ways in which two to four emoji can share a picture of at most two rows and two columns."""
+    columns, rows = halves(picture, 0), halves(picture, 1)
+    if number == 2:
+        return [columns, rows]
+    above, below = (halves(row, 0) for row in rows)
+    if number == 3:
+        return [[*above, rows[1]], [rows[0], *below]]
+    return [[*above, *below]]
+
+
+def halves(picture: Image.Image, axis: int) -> list[Image.Image]:
+    """Left and right (axis 0) or top and bottom (1), cut near the middle where least of the foreground is."""
+    (width, height), at = picture.size, emptiest(foreground_of(picture).sum(axis=axis))
+    if axis == 0:
+        return [picture.crop((0, 0, at, height)), picture.crop((at, 0, width, height))]
+    return [picture.crop((0, 0, width, at)), picture.crop((0, at, width, height))]
 
 
 def emptiest(counts: np.ndarray) -> int:
@@ -121,14 +147,14 @@ def reference(character: str) -> Image.Image:
     return picture
 
 
-def held_out_pairs(number: int) -> list[str]:
-    """So many of the pairs of emoji that training never shows together, always the same."""
-    characters, random, pairs = load_emoji().characters, np.random.default_rng(2027), dict[str, None]()
-    while len(pairs) < number:
-        pair = tuple(characters[n] for n in random.choice(len(characters), 2, replace=False))
-        if held_out_pair(pair):
-            pairs["".join(pair)] = None
-    return list(pairs)
+def held_out_groups(number: int, size: int = 2) -> list[str]:
+    """So many groups of emoji of which two are never shown together in training, always the same."""
+    characters, random, groups = load_emoji().characters, np.random.default_rng(2027), dict[str, None]()
+    while len(groups) < number:
+        group = tuple(characters[n] for n in random.choice(len(characters), size, replace=False))
+        if held_out_pair(group):
+            groups["".join(group)] = None
+    return list(groups)
 
 
 def figures(ranks: np.ndarray) -> dict[str, float]:
@@ -157,9 +183,12 @@ def main() -> None:
     judge = Judge()
     scenes = [plain(random_scene(7, n, (c,), pastel=0.5)) for n, c in enumerate(judge.characters)]
     ranks = judge.ranks([draw(scene, arguments.size) for scene in scenes], list(judge.characters))
-    pairs = held_out_pairs(500)
-    both = judge.pair_ranks([draw(in_a_row(tuple(pair)), arguments.size) for pair in pairs], pairs)
-    print(json.dumps({"one": figures(ranks), "two": figures(both)}))
+    report = {"one": figures(ranks)}
+    for size, word in ((2, "two"), (3, "three"), (4, "four")):
+        groups = held_out_groups(500, size)
+        drawn = [draw(in_rows_of_two(tuple(group)), arguments.size) for group in groups]
+        report[word] = figures(judge.group_ranks(drawn, groups))
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

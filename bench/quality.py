@@ -1,17 +1,20 @@
 """What the bundled model is worth: pictures by a judge in pixel space, retrieval, zero-shot classification.
 
-    python -m bench.quality                                    everything; some 20 minutes on two CPU cores
+    python -m bench.quality                                    what it was taught; half an hour on two cores
     python -m bench.quality --emoji 20 --parts generation      a quick look
+    python -m bench.quality --parts groups grounds             what the GPU's recipe teaches beside
     python -m bench.quality --write                            also into the model card and docs/results.md
 
 Prompts of `generation` are plain CLDR names; names that training never saw in their language are counted
-apart (`unseen`). Seeds are fixed: prompt number n of the sample is drawn with seed n, in every language.
+apart (`unseen`). In `pairs` and `groups` two of the emoji were never shown together, in `grounds` the emoji
+never on that ground, and a picture on another ground is wrong. Seeds are fixed: prompt number n of the
+sample is drawn with seed n, in every language.
 """
 
 import argparse
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +26,35 @@ from tqdm import tqdm
 
 from altdiffusion import AltCLIP, AltDiffusionPipeline, bundled
 from altdiffusion.languages import LANGUAGES
-from bench.judge import Judge, figures, held_out_pairs, plain
+from bench.judge import Judge, figures, ground_of, held_out_groups, plain
 from bench.quality_report import MARK, publish, tables
 from bench.report import Start, parser, tell
 from training.captions import TEMPLATES, Captions, fill, held_out_pair
-from training.emoji import centred, draw, in_a_row, load_emoji, random_scene, some_emoji
+from training.emoji import (
+    Scene,
+    centred,
+    draw,
+    in_a_row,
+    in_rows_of_two,
+    load_emoji,
+    random_scene,
+    some_emoji,
+)
+from training.grounds import GROUNDS, held_out_ground, on_ground
 
-PARTS = ("judge", "generation", "templates", "keywords", "pairs", "retrieval", "zero-shot")
+PARTS = (
+    "judge",
+    "generation",
+    "templates",
+    "keywords",
+    "pairs",
+    "groups",
+    "grounds",
+    "retrieval",
+    "zero-shot",
+)
+#: Three and four emoji, and grounds by their colour's name, which training/recipes/emoji-gpu teaches alone.
+MORE = ("groups", "grounds")
 BATCH = 25
 
 
@@ -73,14 +98,14 @@ def covered(model: str | Path | None) -> list[str]:
 def measure_judge(pipeline: AltDiffusionPipeline, judge: Judge) -> dict:
     """The judge on real scenes of every emoji, on pairs, and on what the autoencoder makes of them."""
     scenes = [plain(random_scene(7, n, (c,), pastel=0.5)) for n, c in enumerate(judge.characters)]
-    side, pairs = pipeline.vae.config.sample_size, held_out_pairs(500)
+    side, pairs = pipeline.vae.config.sample_size, held_out_groups(500)
     singles = [draw(scene, side) for scene in scenes]
     both = [draw(in_a_row(tuple(pair)), side) for pair in pairs]
     return {
         "real": figures(judge.ranks(singles, list(judge.characters))),
         "reconstructions": figures(judge.ranks(rebuilt(pipeline, singles), list(judge.characters))),
-        "real pairs": figures(judge.pair_ranks(both, pairs)),
-        "reconstructed pairs": figures(judge.pair_ranks(rebuilt(pipeline, both), pairs)),
+        "real pairs": figures(judge.group_ranks(both, pairs)),
+        "reconstructed pairs": figures(judge.group_ranks(rebuilt(pipeline, both), pairs)),
     }
 
 
@@ -95,17 +120,20 @@ def rebuilt(pipeline: AltDiffusionPipeline, real: list[Image.Image]) -> list[Ima
     return made
 
 
-def measure_generation(pipeline, rank, chosen: list[str], languages, write_prompt, seen) -> dict:
-    """Top-1 and top-5 per language; prompts for which `seen` is False are counted apart.
-
-    `chosen` are emoji, or two of them in one string; `rank(pictures, wanted)` is the judge's for these.
-    """
+def measure_generation(
+    pipeline: AltDiffusionPipeline,
+    judge: Judge,
+    scenes: Sequence[Scene],
+    languages: Sequence[str],
+    write_prompt: Callable[[str, Scene], str | None],
+    seen: Callable[[str, Scene], bool],
+) -> dict:
+    """Top-1 and top-5 per language; prompts for which `seen` is False are counted apart."""
     table, apart = {}, []
     for tag in tqdm(languages, desc="languages", disable=None):
-        prompts = [write_prompt(tag, one) for one in chosen]
-        kept = [n for n, prompt in enumerate(prompts) if prompt is not None]
-        ranks = rank(pictures(pipeline, [prompts[n] for n in kept]), [chosen[n] for n in kept])
-        known = np.array([seen(tag, chosen[n]) for n in kept])
+        asked = [(prompt, scene) for scene in scenes if (prompt := write_prompt(tag, scene)) is not None]
+        ranks = ranks_of(judge, pictures(pipeline, [prompt for prompt, _ in asked]), [s for _, s in asked])
+        known = np.array([seen(tag, scene) for _, scene in asked])
         table[tag] = figures(ranks[known])
         apart += ranks[~known].tolist()
     return {
@@ -113,6 +141,28 @@ def measure_generation(pipeline, rank, chosen: list[str], languages, write_promp
         "unseen": figures(np.array(apart)) if apart else None,
         **summary(table, "top5"),
     }
+
+
+def ranks_of(judge: Judge, drawn: list[Image.Image], scenes: list[Scene]) -> np.ndarray:
+    """The judge's, of scenes that have all one emoji or all several; where captions name the ground, another
+    one puts the picture behind all emoji."""
+    wanted = ["".join(scene.characters) for scene in scenes]
+    several = any(len(characters) > 1 for characters in wanted)
+    ranks = (judge.group_ranks if several else judge.ranks)(drawn, wanted)
+    right = [
+        not scene.ground or ground_of(one) == scene.ground for one, scene in zip(drawn, scenes, strict=True)
+    ]
+    return np.where(right, ranks, len(judge.characters))
+
+
+def held_out_grounds(characters: Sequence[str]) -> list[Scene]:
+    """Of each emoji the scene on one of the grounds on which training never shows it, if there is any."""
+    held = [[ground for ground in GROUNDS if held_out_ground((c,), ground)] for c in characters]
+    return [
+        on_ground(centred(c), grounds[n % len(grounds)])
+        for n, (c, grounds) in enumerate(zip(characters, held, strict=True))
+        if grounds
+    ]
 
 
 def summary(table: dict[str, dict], key: str) -> dict:
@@ -183,31 +233,29 @@ def measure_zero_shot(clip: Any, languages: Sequence[str] = tuple(LANGUAGES), nu
 
 
 class Prompts:
-    """Ways to ask for an emoji in a language; None where the language has no such way."""
+    """Ways to ask for a scene in a language; None where the language has no such way."""
 
     def __init__(self) -> None:
         self.captions = Captions(load_emoji())
 
-    def generation(self, tag: str, character: str) -> str | None:
-        """The plain CLDR name."""
-        return self.captions.name(centred(character), tag)
+    def name(self, tag: str, scene: Scene) -> str:
+        """The plain CLDR name, or names in the language's own list pattern, and the ground if it is named."""
+        return self.captions.name(scene, tag)
 
-    def templates(self, tag: str, character: str) -> str | None:
+    def template(self, tag: str, scene: Scene) -> str:
         """The name in the template that no training saw."""
-        return fill(TEMPLATES[tag][-1], self.captions.name(centred(character), tag))
+        return fill(TEMPLATES[tag][-1], self.captions.name(scene, tag))
 
-    def keywords(self, tag: str, character: str) -> str | None:
+    def keyword(self, tag: str, scene: Scene) -> str | None:
         """A keyword that the towers learnt, and no UNet saw."""
+        (character,) = scene.characters
         words = set(self.captions.emoji.keywords[tag][character])
         held = words.difference(self.captions.seen_keywords(tag, character))
         return min(held) if held else None
 
-    def pairs(self, tag: str, pair: str) -> str | None:
-        """Both names, joined by the language's own list pattern."""
-        return self.captions.name(in_a_row(tuple(pair)), tag)
-
-    def seen(self, tag: str, characters: str) -> bool:
-        return not any(self.captions.unseen_name(tag, c) for c in characters)
+    def seen(self, tag: str, scene: Scene) -> bool:
+        """Whether training saw the names of all its emoji in this language."""
+        return not any(self.captions.unseen_name(tag, c) for c in scene.characters)
 
 
 def drawing(model: str | Path | None, lora: Path | None = None) -> AltDiffusionPipeline:
@@ -228,17 +276,25 @@ def run(arguments: argparse.Namespace) -> dict:
     encoded = functools.cache(lambda: encoder(arguments))
     judge = Judge()
 
-    chosen = list(arguments.characters) or sample(covered(arguments.model), arguments.emoji)
+    characters = covered(arguments.model)
+    chosen = list(arguments.characters) or sample(characters, arguments.emoji)
+    singles = [centred(c) for c in chosen]
+    pairs = [in_a_row(tuple(pair)) for pair in held_out_groups(arguments.pairs)]
+    sizes = {3: arguments.pairs // 2, 4: arguments.pairs - arguments.pairs // 2}
+    groups = [in_rows_of_two(tuple(c)) for size, n in sizes.items() for c in held_out_groups(n, size)]
+    grounds = held_out_grounds(arguments.characters or sample(characters, len(characters)))[: arguments.emoji]
 
-    def generation(prompt: Any, rank: Any = judge.ranks, chosen: list[str] = chosen) -> dict:
-        return measure_generation(drawn(), rank, chosen, arguments.languages, prompt, prompts.seen)
+    def generation(scenes: Sequence[Scene], prompt: Callable[[str, Scene], str | None]) -> dict:
+        return measure_generation(drawn(), judge, scenes, arguments.languages, prompt, prompts.seen)
 
     measures = {
         "judge": lambda: measure_judge(drawn(), judge),
-        "generation": lambda: generation(prompts.generation),
-        "templates": lambda: generation(prompts.templates),
-        "keywords": lambda: generation(prompts.keywords),
-        "pairs": lambda: generation(prompts.pairs, judge.pair_ranks, held_out_pairs(arguments.pairs)),
+        "generation": lambda: generation(singles, prompts.name),
+        "templates": lambda: generation(singles, prompts.template),
+        "keywords": lambda: generation(singles, prompts.keyword),
+        "pairs": lambda: generation(pairs, prompts.name),
+        "groups": lambda: generation(groups, prompts.name),
+        "grounds": lambda: generation(grounds, prompts.name),
         "retrieval": lambda: measure_retrieval(encoded(), arguments.scenes),
         "zero-shot": lambda: measure_zero_shot(encoded()),
     }
@@ -250,12 +306,13 @@ def run(arguments: argparse.Namespace) -> dict:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--model", default=None, help="model folder; the bundled model when left out")
+    parts = [part for part in PARTS if part not in MORE]
     options.add_argument(
-        "--parts", nargs="+", choices=PARTS, default=["judge", "generation", "retrieval", "zero-shot"]
+        "--parts", nargs="+", choices=PARTS, default=parts, help=f"all but {' and '.join(MORE)} when left out"
     )
     options.add_argument("--languages", nargs="+", choices=list(LANGUAGES), default=list(LANGUAGES))
-    options.add_argument("--emoji", type=int, default=200, help="emoji per language")
-    options.add_argument("--pairs", type=int, default=50, help="pairs of emoji per language")
+    options.add_argument("--emoji", type=int, default=80, help="emoji per language")
+    options.add_argument("--pairs", type=int, default=50, help="pairs and groups per language")
     options.add_argument("--characters", default="", help="these emoji, in the place of a sample")
     options.add_argument("--lora", type=Path, help="folder or file of a LoRA to draw with")
     options.add_argument("--scenes", type=int, default=1000)

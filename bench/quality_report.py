@@ -27,6 +27,8 @@ def tables(report: dict) -> str:
         ("held-out template top-5", "templates", "top5"),
         ("held-out keyword top-5", "keywords", "top5"),
         ("two emoji, both found", "pairs", "top5"),
+        ("three or four, all found", "groups", "top5"),
+        ("on a named ground top-5", "grounds", "top5"),
         ("retrieval MR", "retrieval", "MR"),
         ("zero-shot top-1", "zero-shot", "top1"),
         ("zero-shot top-5", "zero-shot", "top5"),

@@ -30,6 +30,7 @@ from bench.quality import Prompts, covered, drawing, pictures, sample
 from bench.rehearsal_table import tables
 from bench.report import Start, parser, tell
 from training.checkpoints import MANIFEST as CHECKPOINT
+from training.emoji import centred
 
 #: Guidance of the rows that have one: the bundled model's.
 GUIDANCE = 3.0
@@ -127,7 +128,7 @@ def draw(row: str, runs: Path, judge: Judge, asked: Asked) -> dict[str, Any]:
         texts = [prompts.captions.emoji.names[tag][character] for character in chosen]
         drawn = pictures(pipeline, texts, asked.steps, guidance)
         ranks[tag] = judge.ranks(drawn, chosen).tolist()
-        seen[tag] = [prompts.seen(tag, character) for character in chosen]
+        seen[tag] = [prompts.seen(tag, centred(character)) for character in chosen]
     return {"characters": "".join(chosen), "ranks": ranks, "seen": seen}
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.judge import Judge, descriptor, held_out_pairs, plain
+from bench.judge import Judge, descriptor, ground_of, held_out_groups, plain
 from training.captions import held_out_pair
-from training.emoji import Placed, Scene, centred, draw, in_a_row, random_scene
+from training.emoji import Placed, Scene, centred, draw, in_a_row, in_rows_of_two, random_scene
+from training.grounds import GROUNDS, on_ground
 
 
 @pytest.fixture(scope="module")
@@ -49,19 +50,40 @@ def test_emoji_that_differ_in_size_alone_count_as_one(judge):
 
 
 @pytest.mark.parametrize("ground", [(255, 255, 255), (230, 245, 210)])
-def test_both_of_two_are_found_wherever_they_stand(judge, ground):
-    pairs = held_out_pairs(60)
-    scenes = [random_scene(3, n, tuple(pair), counts=(2,)) for n, pair in enumerate(pairs)]
-    drawn = [draw(replace(scene, top=ground, bottom=ground), 64) for scene in scenes]
-    assert (judge.pair_ranks(drawn, pairs) < 5).mean() >= 0.95
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_all_of_several_are_found_wherever_they_stand(judge, ground, size):
+    groups = held_out_groups(60, size)
+    side = 64 if size == 2 else 128
+    scenes = [random_scene(3, n, tuple(group), counts=(size,)) for n, group in enumerate(groups)]
+    drawn = [draw(replace(scene, top=ground, bottom=ground), side) for scene in scenes]
+    assert (judge.group_ranks(drawn, groups) < 5).mean() >= 0.95
+
+
+def test_a_third_emoji_is_found_in_the_middle_below(judge):
+    groups = held_out_groups(60, 3)
+    drawn = [draw(in_rows_of_two(tuple(group)), 128) for group in groups]
+    assert (judge.group_ranks(drawn, groups) < 5).mean() >= 0.95
 
 
 def test_one_of_two_is_not_both(judge):
     drawn = [draw(in_a_row(("🦞", "🦞")), 64), draw(centred("🦞"), 64), draw(in_a_row(("🦞", "🍎")), 64)]
-    assert (judge.pair_ranks(drawn, ["🦞🍎"] * 3) < 5).tolist() == [False, False, True]
+    assert (judge.group_ranks(drawn, ["🦞🍎"] * 3) < 5).tolist() == [False, False, True]
 
 
-def test_held_out_pairs_are_always_the_same_and_never_trained_on():
-    pairs = held_out_pairs(20)
-    assert pairs == held_out_pairs(30)[:20]
-    assert all(held_out_pair(tuple(pair)) for pair in pairs)
+def test_three_of_four_are_not_all(judge):
+    drawn = [draw(in_rows_of_two(tuple(group)), 128) for group in ("🦞🍎🐧🚲", "🦞🍎🐧🐧", "🦞🍎🐧")]
+    assert (judge.group_ranks(drawn, ["🚲🐧🍎🦞"] * 3) < 5).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_held_out_groups_are_always_the_same_and_never_trained_on(size):
+    groups = held_out_groups(20, size)
+    assert groups == held_out_groups(30, size)[:20]
+    assert all(held_out_pair(tuple(group)) and len(group) == size for group in groups)
+
+
+def test_a_ground_is_told_by_its_border():
+    for ground in GROUNDS:
+        noise = np.random.default_rng(0).integers(-12, 13, (64, 64, 3))
+        drawn = np.asarray(draw(on_ground(centred("🦞"), ground), 64)) + noise
+        assert ground_of(Image.fromarray(drawn.clip(0, 255).astype(np.uint8))) == ground
