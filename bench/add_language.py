@@ -10,35 +10,20 @@ import argparse
 import json
 
 import torch
-import torch.nn.functional as F
 
 from altdiffusion import AltCLIP, AltDiffusionPipeline
-from altdiffusion.conditioning import encode_trimmed
 from bench.judge import Judge, figures
 from bench.quality import covered, pictures, sample
 from training.captions import Captions
 from training.emoji import Emoji, load_emoji
 from training.emoji_text import with_languages
-
-
-@torch.no_grad()
-def pooled(clip: AltCLIP, texts: list[str]) -> torch.Tensor:
-    parts = [texts[at : at + 256] for at in range(0, len(texts), 256)]
-    states = [encode_trimmed(clip.model.text_model, clip.tokenizer, part)[0][:, 0] for part in parts]
-    return F.normalize(torch.cat(states), dim=-1)
+from training.names import directions, first_states, found_and_seen, shares
 
 
 def measure_names(clip: AltCLIP, emoji: Emoji, tag: str) -> dict[str, float]:
-    """`unseen` are names that training held out in this language."""
-    captions = Captions(emoji)
-    english, own = (pooled(clip, [emoji.names[each][c] for c in emoji.characters]) for each in ("en", tag))
-    hits = (own @ english.T).argmax(1) == torch.arange(len(own))
-    held = torch.tensor([captions.unseen_name(tag, c) for c in emoji.characters])
-    return {
-        "seen": hits[~held].float().mean().item(),
-        "unseen": hits[held].float().mean().item(),
-        "unseen names": int(held.sum()),
-    }
+    """R@1 among the English names; `unseen` are names that training held out in this language."""
+    pooled = first_states(clip.model.text_model, clip.tokenizer)
+    return shares(*found_and_seen(pooled, emoji, tag, directions(pooled, emoji, "en")))
 
 
 def measure_pictures(clip: AltCLIP, judge: Judge, emoji: Emoji, tags: list[str], number: int) -> dict:

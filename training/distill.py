@@ -335,7 +335,8 @@ def train(config: DistillConfig) -> None:
         trained: Any = run.trained()
         mix_in_start(trained.student, config.model, config.form, config.kept_share)
         export(trained, guide.clip, config)
-        figures = opened.report() if opened else name_retrieval(first_states(trained.student, tokenizer))
+        pooled = first_states(trained.student, tokenizer)
+        figures = opened.report() if opened else name_retrieval(pooled, config.emoji)
         (config.output_dir / "report.json").write_text(json.dumps(figures, indent=1))
         made = Made(
             title="AltCLIP",
