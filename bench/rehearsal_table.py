@@ -231,7 +231,8 @@ def by_tower(rows: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def orders(rows: dict[str, dict[str, Any]]) -> list[str]:
-    """The students by MR in English and in the others, and whether both kinds of text do more than one."""
+    """The students by MR in English and in the others, and whether both kinds of text do more than one: by
+    more than two seeds may be apart."""
     students = ("student_both", "student_english", "student_parallel")
     if not set(students) <= rows.keys() or len(rows["student_both"]["towers"]) == 1:
         return []
@@ -241,9 +242,10 @@ def orders(rows: dict[str, dict[str, Any]]) -> list[str]:
         figures = {name: tower_mean(rows[name], "MR", english) for name in students}
         ranked = sorted(students, key=figures.__getitem__, reverse=True)
         order = ", ".join(f"{TOWERS[name]} {figures[name]:.3f}" for name in ranked)
-        verdict = "borne out" if figures["student_both"] > figures[other] else "not so here"
+        more = figures["student_both"] - figures[other]
+        told = "borne out" if more > SEEDS else "the opposite here" if more < -SEEDS else "not shown here"
         what = "in English" if english else "of the others"
-        lines.append(f"- MR {what}: {order}. Both above {TOWERS[other]} (Chen et al. 2022): {verdict}")
+        lines.append(f"- MR {what}: {order}. Both above {TOWERS[other]} (Chen et al. 2022): {told}")
     for name, pair in trained_twice(rows, "student_both", "contrast"):
         figures = {
             f"{said} {what}": [tower_mean(row, figure, english) for row in pair]

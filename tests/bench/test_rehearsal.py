@@ -103,6 +103,17 @@ def test_the_tables_say_what_the_ranks_come_to():
     assert text.count("(Chen et al. 2022): borne out") == 2
 
 
+def test_what_two_seeds_may_differ_by_bears_out_nothing():
+    students = {
+        "student_english": tower("student_english", en=0.9, th=0.75),
+        "student_parallel": tower("student_parallel", en=0.78, th=0.7),
+        "student_both": tower("student_both", en=0.8, th=0.7),
+    }
+    text = text_of(**students)
+    assert "Both above 17 other languages alone (Chen et al. 2022): not shown here" in text
+    assert "Both above English alone (Chen et al. 2022): the opposite here" in text
+
+
 def test_two_seeds_are_compared_after_each_stage_that_has_both():
     found = {"en": [0] * 50, "th": [0] * 50}
     text = text_of(
