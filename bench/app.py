@@ -134,6 +134,8 @@ def clients(count: int, each: int, flags: list[str]) -> dict[str, Any]:
     def visitor(address: str, own: list[tuple[str, int]]) -> None:
         for prompt, seed in own:
             given, _ = ask(address, prompt, seed, 4)
+            if given is None:
+                continue
             found = given[0][0]["image"]["url"]
             with Image.open(io.BytesIO(httpx.get(found).content)) as picture:
                 pictures[seed] = np.asarray(picture.convert("RGB")).astype(int)
@@ -159,7 +161,7 @@ def clients(count: int, each: int, flags: list[str]) -> dict[str, Any]:
         "asked": len(wanted),
         "lost": len(wanted) - len(pictures),
         "equal": apart.count(0),
-        "greatest difference of 255": max(apart),
+        "greatest difference of 255": max(apart, default=0),
         "seconds": seconds,
         "burst": len(answers),
         "refused": len(refused),
