@@ -11,28 +11,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from altdiffusion import AltDiffusionPipeline
 from altdiffusion.languages import LANGUAGES
 from altdiffusion.presets import PRESETS
 from bench.judge import Judge, interval
-from bench.quality import BATCH, Prompts, covered, sample
+from bench.quality import Prompts, covered, pictures, sample
 from bench.report import Start, origin, parser, tell
 
 #: How much less than `exact`, in top-1, a preset may get right.
 ALLOWED = {"exact": 0.0, "default": 0.01, "fast": 0.03}
-
-
-def draw(pipeline: AltDiffusionPipeline, prompts: Sequence[str], preset: str) -> list:
-    """Prompt n with seed n."""
-    drawn = []
-    for first in range(0, len(prompts), BATCH):
-        part = list(prompts[first : first + BATCH])
-        generators = [torch.Generator().manual_seed(first + n) for n in range(len(part))]
-        drawn += pipeline(part, generator=generators, preset=preset).images
-    return drawn
 
 
 def difference(exact: np.ndarray, other: np.ndarray) -> dict[str, float]:
@@ -54,7 +43,7 @@ def measure(emoji: int, languages: Sequence[str]) -> dict[str, Any]:
         pipeline.embed_prompts(texts)  # remembered, so that no way pays for it
         for name in PRESETS:
             began = time.process_time()
-            drawn = draw(pipeline, texts, name)
+            drawn = pictures(pipeline, texts, name)
             seconds[name] += time.process_time() - began
             ranks[name].append(judge.ranks(drawn, chosen))
     table = {name: np.stack(rows) for name, rows in ranks.items()}

@@ -65,22 +65,14 @@ def sample(characters: list[str], size: int) -> list[str]:
 
 
 def pictures(
-    pipeline: AltDiffusionPipeline,
-    prompts: list[str],
-    steps: int | None = None,
-    guidance_scale: float | None = None,
-) -> list:
-    """One picture for each prompt, prompt n with seed n; what is left out is the model's default."""
-    defaults, drawn = pipeline.generation_defaults, []
+    pipeline: AltDiffusionPipeline, prompts: Sequence[str], preset: str = "exact", **given: Any
+) -> list[Image.Image]:
+    """One picture for each prompt, prompt n with seed n; what is not given is the model's own."""
+    drawn = []
     for first in range(0, len(prompts), BATCH):
-        part = prompts[first : first + BATCH]
+        part = list(prompts[first : first + BATCH])
         generators = [torch.Generator().manual_seed(first + n) for n in range(len(part))]
-        drawn += pipeline(
-            part,
-            generator=generators,
-            num_inference_steps=defaults.steps if steps is None else steps,
-            guidance_scale=defaults.guidance_scale if guidance_scale is None else guidance_scale,
-        ).images
+        drawn += pipeline(part, generator=generators, preset=preset, **given).images
     return drawn
 
 
@@ -295,8 +287,8 @@ def run(arguments: argparse.Namespace) -> dict:
         "pairs": lambda: generation(pairs, prompts.name),
         "groups": lambda: generation(groups, prompts.name),
         "grounds": lambda: generation(grounds, prompts.name),
-        "retrieval": lambda: measure_retrieval(encoded(), arguments.scenes),
-        "zero-shot": lambda: measure_zero_shot(encoded()),
+        "retrieval": lambda: measure_retrieval(encoded(), arguments.scenes, arguments.languages),
+        "zero-shot": lambda: measure_zero_shot(encoded(), arguments.languages),
     }
     for part in arguments.parts:
         report[part] = measures[part]()

@@ -126,7 +126,7 @@ def draw(row: str, runs: Path, judge: Judge, asked: Asked) -> dict[str, Any]:
     ranks, seen = {}, {}
     for tag in tqdm(asked.languages, desc=row, disable=None):
         texts = [prompts.captions.emoji.names[tag][character] for character in chosen]
-        drawn = pictures(pipeline, texts, asked.steps, guidance)
+        drawn = pictures(pipeline, texts, num_inference_steps=asked.steps, guidance_scale=guidance)
         ranks[tag] = judge.ranks(drawn, chosen).tolist()
         seen[tag] = [prompts.seen(tag, centred(character)) for character in chosen]
     return {"characters": "".join(chosen), "ranks": ranks, "seen": seen}

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from bench.judge import Judge
-from bench.quality import Prompts, held_out_grounds, measure_generation, ranks_of
+from bench.quality import Prompts, held_out_grounds, measure_generation, pictures, ranks_of
 from training.captions import TEMPLATES
 from training.emoji import centred, draw, in_rows_of_two, load_emoji
 from training.grounds import held_out_ground, on_ground
@@ -73,3 +74,17 @@ def test_prompts_that_a_language_lacks_are_left_out_and_unseen_names_counted_apa
     assert found["languages"]["en"] == {"top1": 1.0, "top5": 1.0, "pictures": 3}
     assert found["languages"]["th"]["pictures"] == 1 and found["unseen"]["pictures"] == 1
     assert np.isclose(found["mean"], 1.0)
+
+
+@pytest.mark.filterwarnings("ignore:preset. .* is chosen by the bundled model")
+def test_prompt_n_is_drawn_with_seed_n_in_the_models_own_way(shared_pipeline):
+    texts, defaults = ["a cat", "猫", "a cat"], shared_pipeline.generation_defaults
+    first, _, third = pictures(shared_pipeline, texts)
+    assert first.tobytes() != third.tobytes()
+    said = {"num_inference_steps": defaults.steps, "guidance_scale": defaults.guidance_scale}
+    seed = torch.Generator().manual_seed(0)
+    for alone in (
+        pictures(shared_pipeline, texts[:1]),
+        shared_pipeline("a cat", generator=seed, **said).images,
+    ):
+        assert np.abs(np.asarray(alone[0], int) - first).max() <= 1
