@@ -6,7 +6,8 @@ AdamW with its defaults); teacher learning with student and teacher padded to 77
 step (no code of it was published); contrastive learning with a locked image tower as open_clip's
 `--lock-image` and Chinese-CLIP's `--freeze-vision` have it, the pictures encoded at every step.
 
-Ours has everything in its step: the loader, `training.loop.Run` and its optimizer.
+Ours has everything in its step: the loader, attention as the stages choose it, `training.loop.Run` and its
+optimizer.
 """
 
 from collections.abc import Callable
@@ -26,7 +27,9 @@ from transformers import (
 from altdiffusion.conditioning import MAX_LENGTH, encode_trimmed, expand
 from altdiffusion.losses import contrastive_loss, diffusion_loss, distillation_loss
 from altdiffusion.trainable import add_lora, select_parameters
+from bench.limits import PRECISIONS
 from bench.training_models import LONGEST, Models, Samples, captions, padded, started, tokenizer
+from training.attending import attend_in_text, set_attention
 from training.frozen import store_rounded
 from training.loop import Run
 from training.unet import drawn_timesteps, schedule_fields
@@ -34,7 +37,6 @@ from training.unet import drawn_timesteps, schedule_fields
 #: A thing to time, ready to be called.
 Part = Callable[[], None]
 #: diffusers' own `to` warns of models that have nothing to be warned of: those are cast by nn.Module's.
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def forget_gradients(module: nn.Module) -> None:
@@ -106,6 +108,7 @@ def diffusers_lora(models: Models, batch: int, precision: str) -> Part:
 def our_alignment(models: Models, batch: int) -> Part:
     """The body of `training.text_to_image`, with latents and text states from its caches."""
     unet = models.new_unet()
+    set_attention(unet, "auto", "bf16")
     select_parameters(unet, "kv")
     store_rounded(unet, "bf16")
     run = started(models, unet, batch)
@@ -176,6 +179,17 @@ def steps_of(run: Run, samples: Samples) -> Part:
     return step
 
 
+def attending(tower: AltCLIPTextModel, step: Part) -> Part:
+    """The step with the tower's attention as our stages choose it; the peers' steps have the same tower."""
+
+    def ours() -> None:
+        attend_in_text(tower, "bf16")
+        step()
+        tower.set_attn_implementation("sdpa")
+
+    return ours
+
+
 class Student(nn.Module):
     """What `training.distill` trains, once the teacher's embeddings are kept."""
 
@@ -197,7 +211,8 @@ def our_distillation(models: Models, batch: int) -> Part:
         texts, target = zip(*items, strict=True)
         return list(texts), torch.stack(target)
 
-    return steps_of(run, Samples(list(zip(captions(batch), targets, strict=True)), collate))
+    step = steps_of(run, Samples(list(zip(captions(batch), targets, strict=True)), collate))
+    return attending(models.student, step)
 
 
 # Contrastive learning.
@@ -253,7 +268,8 @@ def our_contrast(models: Models, batch: int) -> Part:
         texts, image = zip(*items, strict=True)
         return dict(tokenize(list(texts), padding=True, return_tensors="pt")), torch.stack(image)
 
-    return steps_of(run, Samples(list(zip(captions(batch), images, strict=True)), collate))
+    step = steps_of(run, Samples(list(zip(captions(batch), images, strict=True)), collate))
+    return attending(models.student, step)
 
 
 # The peers' optimizer.
