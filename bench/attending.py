@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from altdiffusion import AltCLIP, AltDiffusionPipeline
 from bench.report import Start, origin, parser, tell
-from bench.training import take_turns
+from bench.turns import median_seconds
 from training.attending import PlainWhereShort, attend_in_clip
 
 WAYS = ("fused", "plain where short")
@@ -98,7 +98,7 @@ def measure(batch: int, rounds: int, shapes: tuple = SHAPES) -> dict[str, Any]:
         cases.append((f"attention alone, {q} x {k} of width {w}, {s} x {h}", kernel_ways(s, h, q, k, w)))
     with tqdm(total=len(cases) * len(WAYS) * (rounds + 1), disable=None, unit="step") as bar:
         for name, ways in cases:
-            rows.append({"case": name, "cpu_s": take_turns(ways, rounds, bar)})
+            rows.append({"case": name, "cpu_s": median_seconds(ways, rounds, bar)})
     return {
         "rows": rows,
         "rounds": rounds,

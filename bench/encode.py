@@ -23,9 +23,10 @@ from transformers import CLIPImageProcessorPil
 
 from altdiffusion.preprocessing import normalized
 from bench import limits
-from bench.encode_ways import PRECISIONS, SHAPES, Shape, Way, jobs
+from bench.encode_ways import SHAPES, Shape, Way, jobs
+from bench.limits import PRECISIONS
 from bench.report import Start, origin, parser, tell
-from bench.training import take_turns
+from bench.turns import median_seconds
 
 #: What the design asks for: how many times as fast as this way ours is.
 TARGETS = {
@@ -75,7 +76,7 @@ def measure_job(shape: Shape, job: str, rounds: int, bar: tqdm) -> list[dict[str
     ways = build()
     made: dict[str, Tensor] = {}
     calls = {name: lambda name=name: made.update({name: ways[name]()}) for name in ways}
-    seconds = take_turns(calls, rounds, bar)
+    seconds = median_seconds(calls, rounds, bar)
     expected = made[next(iter(ways))]
     encodes = not job.startswith("preprocessing")
     measure = apart if encodes else steps_apart

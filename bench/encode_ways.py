@@ -21,13 +21,11 @@ from transformers import AltCLIPConfig, AltCLIPModel, CLIPImageProcessorPil, XLM
 
 from altdiffusion.conditioning import MAX_LENGTH
 from altdiffusion.model import AltCLIP
-from bench.published_sizes import TEXT, VISION_L
+from bench.published_sizes import NARROW, TEXT, VISION_L
 
 #: Tokens of the captions, spread evenly, and of the one prompt.
 SHORTEST, LONGEST, ONE = 6, 20, 13
 WORDS = 1000
-NARROW = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 #: Encodes once, and returns what it made.
 Way = Callable[[], Tensor]
 

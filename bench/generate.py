@@ -19,7 +19,10 @@ from tqdm import tqdm
 
 from altdiffusion.presets import PRESETS
 from bench import generate_ways as ways
+from bench import limits
+from bench.limits import PRECISIONS
 from bench.report import Start, origin, parser, tell
+from bench.turns import take_turns
 
 PEER = "diffusers, fp32"
 #: Way: the precision of its models, and the preset. The peer's kinds of calls are those of `exact`.
@@ -34,20 +37,14 @@ WAYS = {
 }
 #: What the design asks for: how many times as fast as the peer.
 TARGETS = {"exact, bf16": 1.8, "default, bf16": 6.0, "fast, bf16": 11.0}
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Seconds = dict[str, dict[str, float]]
 
 
 def medians(jobs: dict[str, Callable[[], dict[str, float]]], rounds: int, bar: tqdm) -> Seconds:
     """Of each part of each job, after one round that is not counted."""
-    took: dict[str, list[dict[str, float]]] = {name: [] for name in jobs}
-    for number in range(rounds + 1):
-        for name in jobs if number % 2 else reversed(jobs):
-            bar.set_postfix_str(name)
-            took[name].append(jobs[name]())
-            bar.update()
+    took = take_turns(jobs, rounds, bar)
     return {
-        name: {part: statistics.median(one[part] for one in all_[1:]) for part in all_[0]}
+        name: {part: statistics.median(one[part] for one in all_) for part in all_[0]}
         for name, all_ in took.items()
     }
 
@@ -89,7 +86,7 @@ def whole_seconds(shape: ways.Shape, bar: tqdm) -> dict[str, float]:
     """Of a picture from its prompt to its pixels, once each way: in bf16 when those in fp32 are drawn."""
     tower, painters = ways.peer_tower(shape, torch.float32), ways.painters(shape, torch.float32)
     runners = {PEER: ways.peer(tower, painters), "fp32": ways.ours(ways.our_tower(tower), painters)}
-    took = {}
+    took, prompts = {}, ways.words()
     for way, (precision, preset) in WAYS.items():
         if precision == "bf16" and "bf16" not in runners:
             runners = {"bf16": runners["fp32"].to(torch.bfloat16)}  # in place, and the peer's tower goes
@@ -98,23 +95,11 @@ def whole_seconds(shape: ways.Shape, bar: tqdm) -> dict[str, float]:
         runner = runners[PEER if way == PEER else precision]
         named = {} if way == PEER else {"preset": preset}
         bar.set_postfix_str(f"{way}, whole")
-        prompt, began = next(ways.words()), time.process_time()
+        prompt, began = next(prompts), time.process_time()
         runner(prompt, height=shape.pixels, width=shape.pixels, **named)
         took[way] = time.process_time() - began
         bar.update()
     return took
-
-
-def peak_gflops(rounds: int) -> dict[str, float]:
-    """What one thread here multiplies in a second: the best of matrices of 2048 x 2048, in both formats."""
-    best = dict.fromkeys(PRECISIONS, 0.0)
-    for _ in range(rounds + 1):
-        for name, dtype in PRECISIONS.items():
-            matrix = torch.randn(2048, 2048).to(dtype)
-            began = time.process_time()
-            matrix @ matrix
-            best[name] = max(best[name], 2 * 2048**3 / (time.process_time() - began) / 1e9)
-    return best
 
 
 def summed(text: dict[str, float], parts: Seconds) -> list[dict[str, Any]]:
@@ -138,14 +123,15 @@ def measure(shape: str, rounds: int, *, whole: bool) -> dict[str, Any]:
         parts = part_seconds(sizes, rounds, embeds, bar)
         gc.collect()
         drawn = whole_seconds(sizes, bar) if whole else {}
-    peaks, flops = peak_gflops(rounds), ways.guided_flops(sizes)
-    limits = {
+    peaks = {name: limits.gemm(dtype, torch.device("cpu")) / 1e9 for name, dtype in PRECISIONS.items()}
+    flops = ways.guided_flops(sizes)
+    shares = {
         name: {"peak": peak, "share": flops / parts[name]["guided"] / 1e9 / peak}
         for name, peak in peaks.items()
     }
     rows = [row | ({"whole": drawn[row["way"]]} if whole else {}) for row in summed(text, parts)]
     made = start.made_with("torch", "diffusers", "transformers")
-    report = {"shape": shape, "rounds": rounds, "parts": parts, "rows": rows, "limits": limits}
+    report = {"shape": shape, "rounds": rounds, "parts": parts, "rows": rows, "limits": shares}
     return report | {"guided GFLOP": flops / 1e9, "made with": made}
 
 
@@ -157,11 +143,11 @@ def table(report: dict[str, Any]) -> str:
     exact, rounded = (report["parts"][name] for name in PRECISIONS)
     for part, seconds in exact.items():
         lines.append(f"| {part} | {seconds:.3f} | {rounded[part]:.3f} | {seconds / rounded[part]:.2f} |")
-    limits = "; ".join(
+    peaks = "; ".join(
         f"{name} {limit['peak']:.0f} GFLOP/s, of which a guided call has {limit['share']:.2f}"
         for name, limit in report["limits"].items()
     )
-    lines += ["", f"The most that this core multiplies (matrices of 2048 x 2048): {limits}."]
+    lines += ["", f"The most that this core multiplies (matrices of 2048 x 2048): {peaks}."]
     lines += [
         "",
         "| way | UNet calls: guided, shallow, unguided, shallow | text | UNet | decode | s a picture "

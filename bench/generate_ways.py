@@ -27,8 +27,8 @@ from altdiffusion.presets import Preset
 from altdiffusion.schedulers import scheduler_like
 from altdiffusion.shortcuts import shortened
 from bench.encode_ways import ONE, WORDS, captions, tokenizer
-from bench.published_sizes import TEXT, UNET_1, VAE
-from bench.training_models import CHANNELS, NARROW
+from bench.published_sizes import NARROW, TEXT, UNET_1, VAE
+from bench.training_models import CHANNELS
 
 SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
 STEPS = 50

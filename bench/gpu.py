@@ -4,7 +4,7 @@
 
 One denoising step with guidance of 512 x 512 pixels (1 prompt and 8), a decoding, 64 prompts of 13 tokens and
 64 pictures of 224, in bf16: as PyTorch runs them, after `pipeline.optimize()`, and with `--compile` after
-that. Shares are of the matrix products and the copies that the same run measured (bench/limits.py). Host
+that. Shares are of the matrix products in bf16 that the same run measured (bench/limits.py). Host
 syncs are counted in the denoising loop, where each would make the GPU wait. What is aimed at on an H200
 stands beside. Without a GPU it runs all of it on the CPU with tiny shapes, to show that it runs; the figures
 mean nothing and the report says so.

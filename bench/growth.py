@@ -10,9 +10,7 @@ the points' logarithms: 1 is growth in proportion. What the report in FILE holds
 
 import gc
 import json
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from bench import generate_ways as ways
 from bench.encode_ways import captions
 from bench.report import RESULTS, Start, origin, parser, tell
 from bench.search import EXACT, clusters, emoji, store
+from bench.turns import median_seconds
 
 PLOT = RESULTS.parent / "images" / "growth.png"
 SIDES = {"published": (128, 192, 256, 384, 512), "tiny": (64, 128)}
@@ -52,17 +51,9 @@ Points = dict[str, dict[int, float]]
 
 def seconds(jobs: dict[tuple[str, int], Callable[[], Any]], rounds: int, bar: tqdm) -> Points:
     """Medians by curve and place on its axis; the jobs take turns."""
-    took: dict[tuple[str, int], list[float]] = {key: [] for key in jobs}
-    for number in range(rounds + 1):
-        for key in jobs if number % 2 else reversed(jobs):
-            bar.set_postfix_str(f"{key[0]}, {key[1]}")
-            began = time.process_time()
-            jobs[key]()
-            took[key].append(time.process_time() - began)
-            bar.update()
     points: Points = {}
-    for (curve, at), times in took.items():
-        points.setdefault(curve, {})[at] = statistics.median(times[1:])
+    for (curve, at), median in median_seconds(jobs, rounds, bar).items():
+        points.setdefault(curve, {})[at] = median
     return points
 
 

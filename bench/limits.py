@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def seconds_of(call: Callable[[], object], device: torch.device, rounds: int = 5) -> float:
@@ -57,7 +57,7 @@ def resident(field: str) -> int:
 
 def measure(device: torch.device, size: int = 2048, megabytes: int = 512) -> dict[str, float]:
     """`gemm fp32`, `gemm bf16` and `bandwidth`, in operations and bytes a second."""
-    found = {f"gemm {name}": gemm(dtype, device, size) for name, dtype in _DTYPES.items()}
+    found = {f"gemm {name}": gemm(dtype, device, size) for name, dtype in PRECISIONS.items()}
     return found | {"bandwidth": bandwidth(device, megabytes)}
 
 

@@ -28,7 +28,7 @@ from altdiffusion.sources import Part
 from bench import limits
 from bench.published_sizes import TEXT, UNET_1, VISION_L
 from bench.report import Start, origin, parser, tell
-from bench.training import take_turns
+from bench.turns import median_seconds
 
 #: What the design asks for: how many times as fast as PyTorch, and shares of the measured peak.
 TARGETS = {"unet": 1.2, "vision_model": 1.1}
@@ -118,7 +118,7 @@ def measure_part(name: str, shape: str, rounds: int, bar: tqdm, bf16: float) -> 
             "PyTorch": lambda: made.update(PyTorch=call(ours, given, torch.bfloat16)),
             "OpenVINO": lambda: made.update(OpenVINO=call(theirs, given, torch.float32)),
         }
-        seconds = take_turns(ways, rounds, bar)
+        seconds = median_seconds(ways, rounds, bar)
     cosine = F.cosine_similarity(*(value.float().flatten() for value in made.values()), dim=0).item()
     rows = []
     for way, took in seconds.items():

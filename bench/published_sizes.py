@@ -26,6 +26,8 @@ GIB = 2**30
 SIZE, STEPS = 256, 1
 DROPOUT = {"m2": 0.1, "m9": 0.0, "m18": 0.1}
 #: XLM-R-large, as all three models have it.
+#: What the toy models of all benches have in the place of the published widths.
+NARROW = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 TEXT = {
     "vocab_size": 250002,
     "hidden_size": 1024,

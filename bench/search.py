@@ -1,6 +1,6 @@
 """Search speed, recall and memory against numpy's brute force.
 
-    python -m bench.search                        200,000 vectors; a few minutes
+    OMP_NUM_THREADS=1 python -m bench.search      200,000 vectors; a few minutes; numpy on one thread, as ours
     python -m bench.search --vectors 1000000      the full size; needs 4 GB of memory and 10 GB of disk
     python -m bench.search --write                also into docs/results.md
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tqdm import tqdm
 
 from altdiffusion import bundled
 from bench.report import Start, origin, parser, tell
+from bench.turns import take_turns
 
 PROMPT, SEED = "a lobster", 7
 IMPORTS = "import torch; from diffusers import StableDiffusionPipeline"
@@ -72,16 +74,16 @@ def commands(folder: Path) -> dict[str, list[str]]:
 
 def measure(rounds: int, threads: int) -> dict[str, Any]:
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-    start, took = Start(), {}
+    start = Start()
+
+    def process(command: list[str]) -> tuple[float, float]:
+        before, began = _children(), time.perf_counter()
+        subprocess.run(command, env=environment, capture_output=True, check=True)
+        return _children() - before, time.perf_counter() - began
+
     with tempfile.TemporaryDirectory() as folder, tqdm(disable=None, unit="process") as bar:
-        calls = commands(Path(folder))
-        for number in range(rounds + 1):
-            for name in calls if number % 2 else reversed(calls):
-                bar.set_postfix_str(name)
-                before, began = _children(), time.perf_counter()
-                subprocess.run(calls[name], env=environment, capture_output=True, check=True)
-                took.setdefault(name, []).append((_children() - before, time.perf_counter() - began))
-                bar.update()
+        calls = {name: partial(process, command) for name, command in commands(Path(folder)).items()}
+        took = take_turns(calls, rounds, bar)
         assert list(Path(folder).glob("a-lobster*.png")), "nothing was drawn"
     rows = [
         {"way": name, "cpu_s": _median(took[name], 0), "wall_s": _median(took[name], 1)} for name in calls
@@ -95,7 +97,7 @@ def measure(rounds: int, threads: int) -> dict[str, Any]:
 
 
 def _median(took: list[tuple[float, float]], which: int) -> float:
-    return round(statistics.median(pair[which] for pair in took[1:]), 3)
+    return round(statistics.median(pair[which] for pair in took), 3)
 
 
 def _children() -> float:

@@ -16,11 +16,9 @@ they would not fit beside the rest everywhere. The published shapes need 16 GB o
 import argparse
 import gc
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -32,10 +30,11 @@ from torch import nn
 from tqdm import tqdm
 
 from bench import training_ways as ways
-from bench.limits import resident
+from bench.limits import PRECISIONS, resident
 from bench.report import Start, origin, parser, tell
 from bench.training_models import SHAPES, Models
 from bench.training_ways import Part
+from bench.turns import median_seconds
 
 GB = 1e9
 Build = Callable[[Models, int], Part]
@@ -53,7 +52,7 @@ class Stage:
 
 
 def both(part: Callable[[Models, int, str], Part], name: str) -> dict[str, Build]:
-    return {f"{name} {precision}": partial(part, precision=precision) for precision in ways.PRECISIONS}
+    return {f"{name} {precision}": partial(part, precision=precision) for precision in PRECISIONS}
 
 
 def optimizer(whole: Callable[[Models], nn.Module]) -> dict[str, Build]:
@@ -69,7 +68,7 @@ def student_of(models: Models) -> nn.Module:
 
 
 def padded_ways(inputs: str, step: str, ours: str) -> dict[str, tuple[str, ...]]:
-    peers = {f"padded, {p}": (f"{inputs} {p}", f"{step} {p}", "AdamW") for p in ways.PRECISIONS}
+    peers = {f"padded, {p}": (f"{inputs} {p}", f"{step} {p}", "AdamW") for p in PRECISIONS}
     return {**peers, ours: ("ours",)}
 
 
@@ -125,26 +124,13 @@ TARGETS = {
 }
 
 
-def take_turns(parts: dict[str, Part], rounds: int, bar: tqdm) -> dict[str, float]:
-    """The median CPU seconds of each part."""
-    took: dict[str, list[float]] = {name: [] for name in parts}
-    for number in range(rounds + 1):
-        for name in parts if number % 2 else reversed(parts):
-            bar.set_postfix_str(name)
-            start = time.process_time()
-            parts[name]()
-            took[name].append(time.process_time() - start)
-            bar.update()
-    return {name: statistics.median(seconds[1:]) for name, seconds in took.items()}
-
-
 def time_parts(stage: Stage, shape: str, batch: int, rounds: int, bar: tqdm) -> dict[str, float]:
     seconds = {}
     for group in stage.groups:
         with tempfile.TemporaryDirectory() as folder:
             models = Models(SHAPES[shape], Path(folder))
             parts = {name: build(models, batch) for name, build in group.items()}
-            seconds |= take_turns(parts, rounds, bar)
+            seconds |= median_seconds(parts, rounds, bar)
             del models, parts
             gc.collect()
     return seconds

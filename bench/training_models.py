@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AltCLIPTextConfig, AltCLIPTextModel, XLMRobertaTokenizer
 
 from altdiffusion.conditioning import MAX_LENGTH
-from bench.published_sizes import TEXT, UNET_1, VAE, VISION_L
+from bench.published_sizes import NARROW, TEXT, UNET_1, VAE, VISION_L
 from training.config import OptimConfig, RunConfig
 from training.loop import Run
 from training.student import still
@@ -29,7 +29,6 @@ TEACHER = {
     "num_attention_heads": 12,
     "projection_dim": 768,
 }
-NARROW = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 CHANNELS = {"block_out_channels": [32, 32, 64, 64]}
 
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from altdiffusion.conditioning import MAX_LENGTH
 from bench import training, training_ways
-from bench.training import STAGES, Stage, figures, peak_elsewhere, table, take_turns, time_parts
+from bench.training import STAGES, Stage, figures, peak_elsewhere, table, time_parts
 from bench.training_models import SHAPES, Models, captions, padded, started, tokenizer
 
 
@@ -73,13 +73,6 @@ def test_our_steps_train_and_the_parts_of_the_peers_leave_no_gradient(tmp_path):
     ours()
     moved = [not a.equal(b) for a, b in zip(before, models.student.parameters(), strict=True)]
     assert any(moved) and not moved[0]  # the word embeddings are frozen
-
-
-def test_the_median_leaves_out_the_first_call():
-    calls = []
-    with tqdm(disable=True) as bar:
-        found = take_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2, bar)
-    assert "".join(calls) == "baabba" and found.keys() == {"a", "b"}
 
 
 def test_two_runs_have_folders_of_their_own(tmp_path):
