@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Replays the bundled model from the fonts package to the shipped weights. Every stage resumes: run it again after a stop.
-# On two CPU cores it takes an estimated eight hours; each stage's report and metrics lie in runs/emoji/STAGE.
+# On two CPU cores it takes an estimated seventeen hours, by the samples of the stages and their pace; each stage's report and metrics lie in runs/emoji/STAGE.
 source "$(dirname "$0")/../stage.sh"
 
 # Two chains of one core each. Both need the teacher, and the UNet can start on English while the student still learns.
