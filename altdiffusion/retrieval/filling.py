@@ -44,6 +44,11 @@ class Known:
         return known
 
     def add(self, picture: Picture) -> None:
+        """What lay at its path before is known no longer: its vector was overwritten."""
+        before = self.by_path.get(picture.path)
+        holder = before and self.by_digest.get(before.sha256)
+        if holder and holder.path == picture.path:
+            del self.by_digest[holder.sha256]
         self.by_path[picture.path] = picture
         self.by_digest[picture.sha256] = picture
 
@@ -80,7 +85,10 @@ def batches(
     none: list[str] = []
     for done, (entry, future) in enumerate(_reading(clip, root, entries, known), 1):
         try:
-            pictures.append(future.result())
+            one = future.result()
+            if one.pixel_values is None and one.picture.sha256 not in known:  # forgotten since it was read
+                one = _prepare(clip, root, entry, known)
+            pictures.append(one)
         except LeftOut as left:
             name = printed(entry.path)
             tally.leave_out(left.reason, f"{name} ({left.detail})" if left.detail else name)
@@ -94,23 +102,23 @@ def _reading(
     clip: "AltCLIP", root: Path, entries: Sequence[Entry], known: Mapping[str, Picture]
 ) -> Iterator[tuple[Entry, Future[Read]]]:
     """In the entries' order, with as many read ahead as keep the threads busy."""
-
-    def prepare(entry: Entry) -> Read:
-        picture, image = read(root, entry.path, known)
-        return Read(picture, None if image is None else clip.preprocess(image)[0])
-
     workers = min(8, os.cpu_count() or 1)
     waiting: collections.deque[tuple[Entry, Future[Read]]] = collections.deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for entry in entries:
-                waiting.append((entry, pool.submit(prepare, entry)))
+                waiting.append((entry, pool.submit(_prepare, clip, root, entry, known)))
                 if len(waiting) > 4 * workers:
                     yield waiting.popleft()
             while waiting:
                 yield waiting.popleft()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _prepare(clip: "AltCLIP", root: Path, entry: Entry, known: Mapping[str, Picture]) -> Read:
+    picture, image = read(root, entry.path, known)
+    return Read(picture, None if image is None else clip.preprocess(image)[0])
 
 
 def encode(clip: "AltCLIP", batch: Sequence[Read]) -> dict[str, np.ndarray]:

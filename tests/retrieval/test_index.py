@@ -15,6 +15,7 @@ from PIL import Image
 from altdiffusion import AltCLIP, ImageIndex, Where
 from altdiffusion.images import open_image
 from altdiffusion.requests import BadRequest
+from altdiffusion.retrieval import filling
 from tests.fakes import tiny_altclip_folder
 
 ROOT = Path(__file__).parent.parent.parent
@@ -124,6 +125,22 @@ def test_an_update_follows_every_change_and_encodes_only_what_is_new(clip, folde
         present = {path for path in folder.rglob("*.png") if path.name != "8.png"}
         hits = index.search("a cat", k=50, alike=None)
         assert {path for hit in hits for path in (hit.path, *hit.alike)} == present
+
+
+def test_pictures_that_were_all_renamed_by_one_keep_their_own_vectors(clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(filling, "BATCH", 4)
+    for n in range(40):
+        os.utime(save(tmp_path / f"p/{n:02}.png", n), (n, n))
+    ImageIndex.build(clip, tmp_path / "p", tmp_path / "index").close()
+    for n in reversed(range(40)):
+        (tmp_path / f"p/{n:02}.png").rename(tmp_path / f"p/{n + 1:02}.png")
+    save(tmp_path / "p/00.png", 1000)
+    with ImageIndex.open(tmp_path / "index", clip) as index:
+        report = index.update()
+        assert (report.changed, report.added, len(index)) == (40, 1, 41)
+        for path in sorted((tmp_path / "p").iterdir()):
+            best = index.search(image=path, k=1, alike=None)[0]
+            assert (best.path.name, best.score) == (path.name, pytest.approx(1, abs=1e-5))
 
 
 def test_hits_say_what_became_of_their_files(clip, folder):
