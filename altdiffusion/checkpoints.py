@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from altdiffusion import bundled, hub, layouts
+from altdiffusion import aside, bundled, hub, layouts
 from altdiffusion.filling import PIECE, filled
 from altdiffusion.layouts import ALLOWED, Layout, Part, Source
 from altdiffusion.reading import (
@@ -25,6 +25,7 @@ from altdiffusion.reading import (
     read_folder,
     read_json,
     refusal,
+    replaced_weights,
 )
 
 #: The published models condition on exactly so many tokens, whatever a tokenizer beside a single file says.
@@ -311,6 +312,25 @@ def vocabulary(tokenizer) -> str:
     known.no_truncation()
     known.no_padding()
     return known.to_str()
+
+
+@contextlib.contextmanager
+def saving(folder: Path) -> Iterator[Path]:
+    """Where to save a model that is to lie in `folder`, with a manifest: see `aside.merged`.
+
+    What else lies there stays, but for the weights of a model that was there before.
+    """
+    new = not folder.exists()
+    with aside.merged(folder) as place, quiet():
+        yield place
+        forget_paths(place)
+        if new:
+            bundled.write_manifest(place)
+        replaced = replaced_weights(folder, place)
+    for file in replaced:
+        file.unlink(missing_ok=True)
+    if not new:
+        bundled.write_manifest(folder)
 
 
 def forget_paths(folder: Path) -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import AltCLIPModel, CLIPImageProcessorPil, XLMRobertaTokenizer
 from transformers.activations import ACT2FN
 
-from altdiffusion import aside, bundled, cards, checkpoints, openvino_parts, towers
+from altdiffusion import bundled, cards, checkpoints, openvino_parts, towers
 from altdiffusion.conditioning import as_texts, tokenize, tower_length
 from altdiffusion.images import upright_rgb
 from altdiffusion.openvino_cache import choose_runtime
@@ -156,22 +156,16 @@ class AltCLIP:
             }
             state = {**self.model.state_dict(), **head}
         target = Path(folder)
-        new = not target.exists()
-        with aside.merged(target) as place, checkpoints.quiet():
+        with checkpoints.saving(target) as place:
             self.model.save_pretrained(place, state_dict=state)
             self.tokenizer.save_pretrained(place)
             self.image_processor.save_pretrained(place)
-            checkpoints.forget_paths(place)
             if self.form != "own" and not (target / "README.md").exists():
                 text_config = self.model.config.text_config.to_dict()
                 card = cards.card(
                     self.form, "an AltCLIP", draws=False, text_config=text_config, changes=cards.SAVED
                 )
                 (place / "README.md").write_text(card, encoding="utf-8")
-            if new:
-                bundled.write_manifest(place)
-        if not new:
-            bundled.write_manifest(target)
 
     @property
     def runtime(self) -> str:

@@ -18,7 +18,6 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
 from altdiffusion import (
-    aside,
     attention,
     backbone,
     bundled,
@@ -225,20 +224,14 @@ class _Conditioned(Prompting):
         folder = Path(save_directory)
         if kwargs.get("push_to_hub"):
             kwargs.setdefault("repo_id", folder.name)  # of the place aside it would be a name of its own
-        new = not folder.exists()
-        with aside.merged(folder) as place, checkpoints.quiet():
+        with checkpoints.saving(folder) as place:
             with text_adapter.aside(self.text_encoder) as adapter:
                 super().save_pretrained(place, *args, **kwargs)
             if adapter is not None:
                 adapter.save_pretrained(place / ADAPTER)
-            checkpoints.forget_paths(place)
             self._save_what_came_with_it(place, folder)
-            if new:
-                bundled.write_manifest(place)
-        if not new:
-            if adapter is None:
-                text_adapter.remove(folder)
-            bundled.write_manifest(folder)
+        if adapter is None:
+            text_adapter.remove(folder)
 
     def _save_what_came_with_it(self, place: Path, folder: Path) -> None:
         if self._folder is not None and self._folder.resolve() != folder.resolve():

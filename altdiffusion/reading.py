@@ -20,6 +20,11 @@ from typing import Any
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 _PICKLES = ("diffusion_pytorch_model.bin", "pytorch_model.bin")
 _TOKENIZERS = ("tokenizer.json", "sentencepiece.bpe.model")
+#: A name of `weight_files`, of a shard or of an index; one of the groups is its variant.
+_OF_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(\w+))?(?:-\d+-of-\d+)?(?:\.(\w+))?"
+    r"\.(?:safetensors|bin)(?:\.index(?:\.(\w+))?\.json)?"
+)
 #: Endings of files that hold a whole model.
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 #: safetensors' own limit; a longer header is a damaged or hostile file.
@@ -104,6 +109,26 @@ def _shards(index: Path, stem: str, suffix: str, variant: str | None) -> list[Pa
         if not file.is_file():
             raise refusal(file, "is missing")
     return files
+
+
+def replaced_weights(folder: Path, saved: Path) -> list[Path]:
+    """Weights, shards and indexes of a model in `folder` that is to become the one in `saved`.
+
+    In each part that was saved those of the same variant and another name, which could be read in its place.
+    """
+    replaced = []
+    for place in (saved, *(place for place in saved.rglob("*") if place.is_dir())):
+        part, new = folder / place.relative_to(saved), _variants(place)
+        old = _variants(part).items()
+        replaced += [part / name for name, variant in old if name not in new and variant in new.values()]
+    return replaced
+
+
+def _variants(folder: Path) -> dict[str, str | None]:
+    """Of all weights, shards and indexes in the folder, by name."""
+    names = [file.name for file in folder.iterdir() if file.is_file()] if folder.is_dir() else []
+    matches = {name: match for name in names if (match := _OF_WEIGHTS.fullmatch(name))}
+    return {name: match[1] or match[2] or match[3] for name, match in matches.items()}
 
 
 def shapes_of(path: Path, variant: str | None = None) -> dict[str, tuple[int, ...]]:

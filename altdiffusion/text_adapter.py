@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AltCLIPTextModel
 
-from altdiffusion import checkpoints
+from altdiffusion import bundled, checkpoints
 from altdiffusion.checkpoints import ADAPTER, adapter_config
 from altdiffusion.reading import refusal
 
@@ -156,3 +156,4 @@ def remove(model_folder: Path) -> None:
     """An adapter that lies in the folder of a model that is saved without one."""
     if adapter_config(model_folder / ADAPTER):
         shutil.rmtree(model_folder / ADAPTER)
+        bundled.write_manifest(model_folder)

@@ -212,6 +212,14 @@ def test_the_form_and_the_generation_head_outlive_saving(tmp_path, form):
     assert ("text_model.transformation_pre.weight" in names) is (form == "m18")
 
 
+def test_an_altclip_that_is_saved_over_another_is_the_one_that_loads(clip, tmp_path):
+    other = published(tmp_path / "source", "m9")
+    other.model.save_pretrained(tmp_path / "saved", max_shard_size="100KB")
+    assert len(list((tmp_path / "saved").glob("*.safetensors"))) > 1
+    clip.save_pretrained(tmp_path / "saved")
+    assert AltCLIP.from_pretrained(tmp_path / "saved", device="cpu").fingerprint == clip.fingerprint
+
+
 def test_our_own_model_has_the_stock_form_and_its_config_says_nothing_new(clip, tmp_path):
     assert clip.form == "own"
     clip.save_pretrained(tmp_path)

@@ -85,6 +85,17 @@ def test_what_is_saved_is_whole_stock_and_tells_no_paths(shared_pipeline, shared
     assert not [text for text in texts if str(tmp_path) in text or str(shared_folder) in text]
 
 
+def test_a_model_that_is_saved_over_another_is_the_one_that_loads(shared_pipeline, tmp_path):
+    other = AltDiffusionPipeline.from_pipe(shared_pipeline, unet=tiny_unet())
+    other.save_pretrained(tmp_path, max_shard_size="200KB")
+    other.save_pretrained(tmp_path, variant="fp16")
+    for size in ("10GB", "100KB", "200KB"):  # one file, more shards, fewer
+        shared_pipeline.save_pretrained(tmp_path, max_shard_size=size)
+        assert load(tmp_path).fingerprint == shared_pipeline.fingerprint
+        assert load(tmp_path, variant="fp16").fingerprint == other.fingerprint
+        bundled.verify(tmp_path)
+
+
 def test_image_to_image_is_saved_under_its_stock_name(shared_pipeline, tmp_path):
     shared_pipeline.to_image_to_image().save_pretrained(tmp_path)
     assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == (
