@@ -234,11 +234,15 @@ class _Conditioned(Prompting):
             text_adapter.remove(folder)
 
     def _save_what_came_with_it(self, place: Path, folder: Path) -> None:
+        """A README.md or LICENSE that lies in `folder` is someone's own, and stays."""
         if self._folder is not None and self._folder.resolve() != folder.resolve():
             for source in self._folder.iterdir():
                 if source.name == "altclip":
                     shutil.copytree(source, place / source.name)
-                elif source.name in ("README.md", bundled.CARD) or source.name.startswith("LICENSE"):
+                elif source.name == bundled.CARD or (
+                    (source.name == "README.md" or source.name.startswith("LICENSE"))
+                    and not (folder / source.name).exists()
+                ):
                     shutil.copyfile(source, place / source.name)
         if self._altclip is not None:
             self._altclip.save_pretrained(place / "altclip")

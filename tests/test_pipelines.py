@@ -96,6 +96,20 @@ def test_a_model_that_is_saved_over_another_is_the_one_that_loads(shared_pipelin
         bundled.verify(tmp_path)
 
 
+def test_saving_leaves_a_readme_and_a_licence_that_lie_there_and_brings_its_own_card(
+    model_folder, shared_pipeline, tmp_path
+):
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    for folder, text in ((model_folder, "the model's"), (saved, "mine")):
+        for name in ("README.md", "LICENSE", bundled.CARD):
+            if name != bundled.CARD or folder is saved:
+                (folder / name).write_text(text)
+    load(model_folder).save_pretrained(saved)
+    assert [(saved / name).read_text() for name in ("README.md", "LICENSE")] == ["mine", "mine"]
+    assert bundled.card(saved)["covered"] == COVERED
+
+
 def test_image_to_image_is_saved_under_its_stock_name(shared_pipeline, tmp_path):
     shared_pipeline.to_image_to_image().save_pretrained(tmp_path)
     assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == (
