@@ -23,6 +23,8 @@ def run(parse: Callable[[Sequence[str]], Callable[[], None]], argv: Sequence[str
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name in a foreign encoding is no reason to stop
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # which is no text then, and refused as such
     for library in ("TRANSFORMERS", "DIFFUSERS"):  # their hints are for programmers, and read at import only
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     with warnings.catch_warnings():

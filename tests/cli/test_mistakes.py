@@ -1,8 +1,12 @@
 """Every mistake is refused in one line that names its argument, before any model work."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.cli.conftest import Run
 
@@ -101,6 +105,28 @@ def test_a_misspelt_command_line_is_one_line_too(run: Run, arguments: list[str])
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert "--help" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("prompt", ["generate", "-"]),
+        ("prompt_file", ["generate", "--prompt-file", "-"]),
+        ("text", ["embed", "-"]),
+        ("labels", ["classify", "a.png", "--labels", "-"]),
+    ],
+)
+def test_stdin_that_is_not_utf_8_is_refused_in_one_line(tmp_path: Path, name: str, arguments: list[str]):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    done = subprocess.run(
+        [sys.executable, "-m", "altdiffusion", *arguments],
+        input="en: café\n".encode("latin-1"),
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONIOENCODING": "utf-8:strict"},
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.startswith(f"{name}: ".encode()) and done.stderr.count(b"\n") == 1
 
 
 def test_no_prompt_at_all_is_refused(run: Run):
