@@ -1,6 +1,5 @@
 """What `altdiffusion embed` does; with `--shards` a file of features for each shard, done ones skipped."""
 
-import contextlib
 import importlib.util
 import itertools
 import json
@@ -31,7 +30,10 @@ def embed(
     model: str | None,
     runtime: str,
 ) -> None:
-    """Writes a row for each text and picture, in their order, as soon as its batch is encoded."""
+    """Writes a row for each text and picture, in their order, as soon as its batch is encoded.
+
+    The file `output` is there when all are.
+    """
     _check_output(form, output)
     from altdiffusion import encoding
     from altdiffusion.checkpoints import resolve
@@ -47,7 +49,10 @@ def embed(
 
         clip = AltCLIP.from_pretrained(model, runtime=runtime)
     rows = encoding.encode(clip, itertools.chain([first], batches))
-    with Path(output).open("xb") if output else contextlib.nullcontext(sys.stdout.buffer) as stream:
+    if output is None:
+        encoding.write(rows, form, sys.stdout.buffer)
+        return
+    with aside.file(Path(output), overwrite=False) as place, place.open("xb") as stream:
         encoding.write(rows, form, stream)
 
 

@@ -39,6 +39,14 @@ def test_embed_reads_lines_and_writes_files_with_the_same_vectors(
     assert written == pytest.approx(np.array(told), abs=1e-7)
 
 
+def test_a_mistake_on_a_late_line_leaves_no_file_in_the_way(run: Run, shared_folder: Path, tmp_path: Path):
+    command = ("embed", "-", "-o", "v.jsonl", "--model", str(shared_folder))
+    code, _, err = run(*command, stdin="a cat\n" * 64 + "\0\n")
+    assert (code, err.count("\n"), list(tmp_path.glob("*.jsonl"))) == (2, 1, [])
+    assert run(*command, stdin="a cat\n" * 65)[0] == 0
+    assert len((tmp_path / "v.jsonl").read_text().splitlines()) == 65
+
+
 @pytest.mark.usefixtures("no_model")
 @pytest.mark.parametrize(
     ("name", "arguments"),
