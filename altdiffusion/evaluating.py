@@ -56,7 +56,7 @@ def find_data(root: Path, task: str) -> "list[Found]":
     kind = {"generation": "retrieval", "retrieval": "retrieval", "zero-shot": "zero-shot"}.get(task)
     found = datasets.find(root, [*captioned.READERS, *labelled.READERS], kind)  # pyright: ignore[reportArgumentType]
     if not found and task == "zero-shot":
-        found = labelled.plain_tree(root)
+        found = datasets.recognised(labelled.plain_tree, root)
     if not found and task != "paper":
         raise BadRequest(
             f"data: nothing for {task} in {shorten(str(root))}; allowed the layouts of docs/evaluation.md"

@@ -1,6 +1,8 @@
 """The readers on miniature data in the published layouts: which pictures, captions, classes and languages."""
 
+import io
 import json
+import tarfile
 
 import pytest
 
@@ -214,6 +216,42 @@ def test_data_with_a_fault_is_refused_in_one_line_that_names_it(tmp_path, make, 
         for found in find(tmp_path, ALL):
             for tag in found.languages:
                 found.read(tag)
+
+
+@pytest.mark.parametrize(
+    ("make", "fault", "text"),
+    [
+        (mini_data.webdataset, "wds_colours_test/test/nshards.txt", "two"),
+        (mini_data.webdataset, "wds_colours_test/dataset_type.txt", ""),
+        (mini_data.imagenet, "babel-imagenet/babel_imagenet.json", '{"DE": [[1, 2]]}'),
+        (mini_data.imagenet, "babel-imagenet/babel_imagenet.json", '{"DE": [[1, 2], ["rot"]]}'),
+    ],
+)
+def test_data_in_another_layout_is_refused_in_one_line(tmp_path, make, fault, text):
+    make(tmp_path)
+    (tmp_path / fault).write_text(text)
+    with pytest.raises(ValueError, match=r"^data: [^\n]* is not in [^\n]* layout[^\n]*$"):
+        for found in find(tmp_path, ALL):
+            for tag in found.languages:
+                found.read(tag)
+
+
+@pytest.mark.parametrize(
+    ("number", "message"), [("x", "is not in"), ("-1", "class -1 of"), ("6", "class 6 of")]
+)
+def test_class_numbers_that_are_none_are_refused(tmp_path, number, message):
+    mini_data.webdataset(tmp_path)
+    file = tmp_path / "wds_colours_test/test/0.tar"
+    with tarfile.open(file) as tar:
+        content = {member.name: tar.extractfile(member).read() for member in tar}
+    content[next(name for name in content if name.endswith(".cls"))] = number.encode()
+    with tarfile.open(file, "w") as tar:
+        for name, data in content.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    with pytest.raises(ValueError, match=rf"^data: [^\n]*{message}"):
+        only(tmp_path, "colours", "en")
 
 
 def test_rows_without_what_they_should_hold_are_refused(tmp_path):

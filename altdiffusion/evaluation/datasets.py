@@ -4,6 +4,7 @@ A reader (captioned.py, labelled.py) recognises a folder in its owners' own layo
 each data set in it. Nothing is downloaded, unpacked or written.
 """
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -105,11 +106,19 @@ class Found:
 
     def read(self, tag: str) -> Any:
         """`Captioned` or `Labelled`, by kind. What is not in the published layout is refused in one line."""
-        try:
+        with _laid_out(self.folder, f"the published layout of {self.name}"):
             return self.reader(tag)
-        except (AttributeError, IndexError, KeyError, TypeError) as error:
-            what = f"{shorten(str(self.folder))} is not in the published layout of {self.name}"
-            raise BadRequest(f"data: {what} ({shorten(repr(error))})") from error
+
+
+@contextlib.contextmanager
+def _laid_out(folder: Path, how: str) -> Iterator[None]:
+    """What goes wrong where files are not as the reader of a layout takes them to be is one line."""
+    try:
+        yield
+    except (BadRequest, ImageError):
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise BadRequest(f"data: {shorten(str(folder))} is not in {how} ({shorten(repr(error))})") from error
 
 
 def digest(pictures: Iterable[Picture], rest: object = None) -> str:
@@ -126,12 +135,18 @@ def find(
     taken: set[tuple[str, str]] = set()
     for folder in _folders(root, 2):
         for reader in readers:
-            for one in reader(folder):
+            for one in recognised(reader, folder):
                 languages = tuple(tag for tag in one.languages if (one.name, tag) not in taken)
                 if languages and kind in (None, one.kind):
                     taken |= {(one.name, tag) for tag in languages}
                     found.append(Found(one.name, one.kind, one.folder, languages, one.reader))
     return found
+
+
+def recognised(reader: Callable[[Path], list[Found]], folder: Path) -> list[Found]:
+    """The data sets that a reader finds in the folder; files in another layout are refused in one line."""
+    with _laid_out(folder, "a published layout"):
+        return reader(folder)
 
 
 def _folders(root: Path, depth: int) -> Iterator[Path]:

@@ -272,8 +272,9 @@ def _packed(folder: Path, names: Names, tag: str) -> Labelled:
     pictures, classes = _samples(folder, ".cls")
     labels = tuple(int(text) for text in classes)
     _, class_names, templates = names[tag]
-    if max(labels, default=0) >= len(class_names):
-        raise BadRequest(f"data: class {max(labels)} of {shorten(str(folder))} has no name in {tag}")
+    nameless = [label for label in labels if not 0 <= label < len(class_names)]
+    if nameless:
+        raise BadRequest(f"data: class {nameless[0]} of {shorten(str(folder))} has no name in {tag}")
     return Labelled(tuple(pictures), labels, class_names, templates)
 
 
