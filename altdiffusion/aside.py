@@ -40,7 +40,7 @@ def file(path: Path, *, overwrite: bool = True, durable: bool = True) -> Iterato
         if overwrite:
             place.replace(path)
         else:
-            _rename_new(place, path)
+            rename_new(place, path)
         if durable:
             flush(path.parent)
     finally:
@@ -193,7 +193,8 @@ def _exchange(one: Path, other: Path) -> bool:
     return swap(_AT_CWD, os.fsencode(one), _AT_CWD, os.fsencode(other), _EXCHANGE) == 0
 
 
-def _rename_new(place: Path, path: Path) -> None:
+def rename_new(place: Path, path: Path) -> None:
+    """Gives a file or folder a name that is not taken; one that is raises FileExistsError."""
     try:
         path.hardlink_to(place)  # fails if the name is taken, without a race
     except FileExistsError:

@@ -84,10 +84,12 @@ def save_single_file(source: Source, file: str | os.PathLike) -> Written:
 
     Its metadata hold the configurations. The tokenizer is put beside it, unless one lies there.
     """
-    file = Path(file)
+    return _save_single(source, published_tensors(source, "C" if source.layout.draws else "A"), Path(file))
+
+
+def _save_single(source: Source, tensors: Mapping[str, Tensor], file: Path) -> Written:
     if file.suffix != ".safetensors":
         raise ValueError(f"target: {file.name!r:.80} is no safetensors file; allowed: 'NAME.safetensors'")
-    tensors = published_tensors(source, "C" if source.layout.draws else "A")
     configs = {name: part.config for name, part in source.parts.items()} | {"scheduler": source.scheduler}
     notes = {towers.FORM_FIELD: source.layout.form, "configs": json.dumps(configs)}
 
@@ -104,14 +106,18 @@ def save_published(source: Source, layout: Published, target: str | os.PathLike)
         raise ValueError("to: a stock model has no published form; allowed: none, and --single-file")
     tensors = published_tensors(source, layout)
     if layout == "C":
-        return save_single_file(source, target)
+        return _save_single(source, tensors, Path(target))
     write = _write_published_altclip if layout == "A" else _write_published_pipeline
     return _aside(source, Path(target), lambda place: write(source, tensors, place))
 
 
 def check_target(target: Path) -> None:
     if target.is_file() or (target.exists() and any(target.iterdir())):
-        raise ValueError(f"target: {shorten(str(target))} exists; allowed: a new name, or an empty folder")
+        raise _taken(target)
+
+
+def _taken(target: Path) -> ValueError:
+    return ValueError(f"target: {shorten(str(target))} exists; allowed: a new name, or an empty folder")
 
 
 def published_tensors(source: Source, layout: Published) -> dict[str, Tensor]:
@@ -169,11 +175,15 @@ def _aside(source: Source, target: Path, write: Callable[[Path], Any]) -> Writte
             write(place)
             written = _verified(source, place, target)
         aside.flush_all(stage)
+        check_target(target)  # it may have been filled meanwhile
         if target.is_dir():
             target.rmdir()
         for made in sorted(stage.iterdir(), key=lambda made: made == place):  # what goes with it first
-            if not (beside := target.with_name(made.name)).exists():
-                made.rename(beside)
+            try:
+                aside.rename_new(made, target.with_name(made.name))
+            except FileExistsError:
+                if made == place:  # a tokenizer that lies there stays
+                    raise _taken(target) from None
         aside.flush(target.parent)
     finally:
         shutil.rmtree(stage, ignore_errors=True)

@@ -192,9 +192,29 @@ def test_what_lies_at_the_target_is_never_overwritten(tmp_path, taken):
         writing.save_stock(source, target)
 
 
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_another_made_at_the_target_meanwhile_stays(tmp_path, monkeypatch, kind):
+    source = read(detect(published.write("A", tmp_path / "source", "m9")))
+    target = tmp_path / "out" / ("model" if kind == "folder" else "model.safetensors")
+    mine = target / "diary.txt" if kind == "folder" else target
+    real = writing._verified
+
+    def meanwhile(*given):
+        mine.parent.mkdir(exist_ok=True)
+        mine.write_text("mine")
+        return real(*given)
+
+    monkeypatch.setattr(writing, "_verified", meanwhile)
+    with pytest.raises(ValueError, match=r"^target: .* exists; allowed: a new name"):
+        (writing.save_stock if kind == "folder" else writing.save_single_file)(source, target)
+    assert mine.read_text() == "mine"
+
+
 def test_a_layout_that_needs_what_the_source_lacks_is_refused(tmp_path):
     source = read(detect(published.write("A", tmp_path / "source", "m9")))
     with pytest.raises(ValueError, match=r"^to: the source holds no unet; allowed for B"):
         writing.save_published(source, "B", tmp_path / "back")
+    with pytest.raises(ValueError, match=r"^to: the source holds no unet; allowed for C"):
+        writing.save_published(source, "C", tmp_path / "back.safetensors")
     with pytest.raises(ValueError, match=r"^target: 'a\.ckpt' is no safetensors file"):
         writing.save_single_file(source, tmp_path / "a.ckpt")
