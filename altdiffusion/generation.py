@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from altdiffusion import __version__, prompts
-from altdiffusion.images import open_image, pixels_digest, upright_rgb
+from altdiffusion.images import open_image, pixels_digest, upright_mask, upright_rgb
 from altdiffusion.memory import fit_decoding, let_go
 from altdiffusion.presets import PRESETS
 from altdiffusion.prompting import lock_of
@@ -139,8 +139,9 @@ def prepare(
         return Order(request, start, None, (digest, None))
     if start is None:
         raise BadRequest("mask: given without a picture; allowed with one to start from")
-    mask_digest = pixels_digest(mask.convert("L"))
-    fitted = ImageOps.fit(mask.convert("L"), _size(request), Image.Resampling.LANCZOS)
+    mask = upright_mask(mask)
+    mask_digest = pixels_digest(mask)
+    fitted = ImageOps.fit(mask, _size(request), Image.Resampling.LANCZOS)
     mask = fitted.point([0] * 128 + [255] * 128)
     if not mask.getbbox():
         raise BadRequest("mask: nothing is marked; allowed a mask that is white where to draw")

@@ -24,6 +24,7 @@ from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from PIL import Image
 
 from altdiffusion import checkpoints
+from altdiffusion.images import upright_rgb
 from altdiffusion.pipelines import _Conditioned
 from altdiffusion.requests import shorten
 
@@ -136,7 +137,7 @@ def _widened(
     left, top, right, bottom = sides
     if min(sides) < 0 or not any(sides):
         raise ValueError(f"left, top, right, bottom: {sides}; allowed: 0 and up, not all 0")
-    picture = image.convert("RGB")
+    picture = upright_rgb(image)
     widths = ((top, bottom), (left, right), (0, 0))
     canvas = Image.fromarray(np.pad(np.asarray(picture), widths, mode="edge"))
     if canvas.width % multiple or canvas.height % multiple:

@@ -132,13 +132,30 @@ def upright_rgb(image: Image.Image, name: str = "image: a picture") -> Image.Ima
 
     Damage is met only now, and told of the picture as `name`.
     """
-    try:
-        image.load()
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            image = ImageOps.exif_transpose(image)
+    with _damage_told(name):
+        image = _turned(image)
         return image if image.mode == "RGB" and not image.has_transparency_data else _rgb(image)
+
+
+def upright_mask(image: Image.Image, name: str = "mask: it") -> Image.Image:
+    """The same in grey; what lies under transparency counts, which editors leave black where none drew."""
+    with _damage_told(name):
+        return _turned(image).convert("L")
+
+
+@contextlib.contextmanager
+def _damage_told(name: str) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged files
         raise ImageError(f"{name} is damaged ({shorten(str(error))})") from error
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    image.load()
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    return image
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -1,5 +1,6 @@
 """From request to pictures: seeds, batches, schedulers, threads, and nothing left changed."""
 
+import io
 import threading
 from pathlib import Path
 
@@ -207,6 +208,21 @@ def test_orders_of_one_key_share_a_batch_and_others_are_refused(pipeline: AltDif
     other = prepare(pipeline, GenerateRequest.build(prompt="a cat", steps=3))
     with pytest.raises(ValueError, match=r"^orders: none, or of several keys"):
         draw_together(pipeline, [orders[0], other])
+
+
+def test_a_mask_is_turned_as_its_picture_is(pipeline: AltDiffusionPipeline):
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    stored: dict[str, Image.Image] = {}
+    for name, mode in (("start", "RGB"), ("mask", "L")):
+        upright, file = Image.new(mode, (64, 64)), io.BytesIO()
+        upright.paste("white", (0, 0, 64, 32))
+        upright.rotate(180).save(file, "PNG", exif=exif)
+        stored[name] = Image.open(file)
+    order = prepare(pipeline, GenerateRequest.build(prompt="a cat", strength=0.5), **stored)
+    assert order.start is not None and order.mask is not None
+    assert order.start.convert("L").tobytes() == order.mask.tobytes()
+    assert order.mask.getbbox() == (0, 0, 64, 32)
 
 
 def test_watching_changes_no_byte(pipeline: AltDiffusionPipeline):

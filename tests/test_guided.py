@@ -1,5 +1,6 @@
 """Inpainting, outpainting, ControlNet and PAG on the tiny model: what each keeps, what each changes."""
 
+import io
 import json
 
 import numpy as np
@@ -152,6 +153,18 @@ def test_outpainting_widens_the_picture_and_keeps_its_pixels(kind, request):
     assert np.array_equal(np.asarray(drawn.crop((8, 16, 72, 80))), np.asarray(START))
     border = np.asarray(drawn)[:, 80:]
     assert border.std() > 1
+
+
+def test_outpainting_takes_a_picture_upright_and_on_white(inpaint):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # held on its side
+    file = io.BytesIO()
+    START.resize((32, 64)).transpose(Image.Transpose.ROTATE_90).save(file, "PNG", exif=exif)
+    drawn = inpaint.outpaint("a cat", Image.open(file), left=32, num_inference_steps=1).images[0]
+    assert np.array_equal(np.asarray(drawn.crop((32, 0, 64, 64))), np.asarray(START.resize((32, 64))))
+    clear = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    drawn = inpaint.outpaint("a cat", clear, left=32, num_inference_steps=1).images[0]
+    assert drawn.crop((32, 0, 96, 64)).getextrema() == ((255, 255),) * 3
 
 
 @pytest.mark.parametrize(
