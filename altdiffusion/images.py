@@ -212,6 +212,8 @@ def save_numbered(image: Image.Image, path: Path, provenance: Provenance | None 
     path = Path(path)
     others = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(2, 100_000))
     for candidate in itertools.chain([path], others):
+        if candidate.exists():  # to encode the picture takes longer than to ask
+            continue
         with contextlib.suppress(FileExistsError):
             save_png(image, candidate, provenance)
             return candidate

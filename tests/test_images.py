@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from altdiffusion import images
 from altdiffusion.images import (
     ImageError,
     destination,
@@ -246,6 +247,16 @@ def test_nothing_is_overwritten_unless_asked(tmp_path: Path):
     save_png(gradient(), file, overwrite=True)
     assert open_image(file).size == (32, 24)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a-2.png", "a-3.png", "a.png"]
+
+
+def test_a_picture_is_encoded_once_however_many_names_are_taken(tmp_path: Path, monkeypatch):
+    for name in ("a", "a-2", "a-3"):
+        (tmp_path / f"{name}.png").touch()
+    encoded = []
+    real = images.write_png
+    monkeypatch.setattr(images, "write_png", lambda *given: encoded.append(1) or real(*given))
+    assert save_numbered(gradient(), tmp_path / "a.png") == tmp_path / "a-4.png"
+    assert len(encoded) == 1
 
 
 def test_a_failed_save_leaves_nothing_behind(tmp_path: Path):
