@@ -52,8 +52,11 @@ def embed(
     if output is None:
         encoding.write(rows, form, sys.stdout.buffer)
         return
-    with aside.file(Path(output), overwrite=False) as place, place.open("xb") as stream:
-        encoding.write(rows, form, stream)
+    try:
+        with aside.file(Path(output), overwrite=False) as place, place.open("xb") as stream:
+            encoding.write(rows, form, stream)
+    except FileExistsError:
+        raise _taken(output) from None
 
 
 def _check_output(form: str, output: str | None) -> None:
@@ -62,11 +65,15 @@ def _check_output(form: str, output: str | None) -> None:
 
         destination(str(Path(output).parent))
         if Path(output).exists():
-            raise BadRequest(f"output: {shorten(output)} exists; allowed a new file")
+            raise _taken(output)
     elif form != "jsonl" and sys.stdout.isatty():
         raise BadRequest(f"format: {form!r} is not for a terminal; allowed with --output FILE or a pipe")
     if form == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise BadRequest("format: 'parquet' needs pyarrow (pip install pyarrow); allowed here jsonl, npy")
+
+
+def _taken(output: str) -> BadRequest:
+    return BadRequest(f"output: {shorten(output)} exists; allowed a new file")
 
 
 def embed_shards(

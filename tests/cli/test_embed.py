@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from altdiffusion import encoding
 from tests.cli.conftest import Run
 from tests.fakes import SENTENCES
 
@@ -45,6 +46,15 @@ def test_a_mistake_on_a_late_line_leaves_no_file_in_the_way(run: Run, shared_fol
     assert (code, err.count("\n"), list(tmp_path.glob("*.jsonl"))) == (2, 1, [])
     assert run(*command, stdin="a cat\n" * 65)[0] == 0
     assert len((tmp_path / "v.jsonl").read_text().splitlines()) == 65
+
+
+def test_a_file_that_another_made_meanwhile_stays(
+    run: Run, shared_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(encoding, "write", lambda *given: (tmp_path / "v.jsonl").write_text("mine"))
+    code, _, err = run("embed", "a cat", "-o", "v.jsonl", "--model", str(shared_folder))
+    assert (code, err) == (2, "output: 'v.jsonl' exists; allowed a new file\n")
+    assert (tmp_path / "v.jsonl").read_text() == "mine"
 
 
 @pytest.mark.usefixtures("no_model")
