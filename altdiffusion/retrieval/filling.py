@@ -2,7 +2,7 @@
 
 What a batch stored is safe before the next one begins, so a process that is killed loses at most one batch;
 the same command goes on with what is missing. A picture whose content is known already, under whatever name,
-is not encoded again.
+is not encoded again, unless another one has taken that name, and the vector's place, in an earlier batch.
 """
 
 import collections
