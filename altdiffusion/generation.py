@@ -23,7 +23,7 @@ from torch import Tensor
 
 from altdiffusion import __version__, prompts
 from altdiffusion.images import open_image, pixels_digest, upright_mask, upright_rgb
-from altdiffusion.memory import fit_decoding, let_go
+from altdiffusion.memory import fitted_decoding, let_go
 from altdiffusion.presets import PRESETS
 from altdiffusion.prompting import lock_of
 from altdiffusion.requests import MAX_SEED, BadRequest, GenerateRequest, Provenance, shorten
@@ -167,10 +167,10 @@ def draw_together(
     drawn: list[list[Picture]] = [[] for _ in orders]
     made = [_provenance(pipeline, order) for order in orders]
     rows = [(number, i) for number, order in enumerate(orders) for i in range(order.request.count)]
-    with lock_of(pipeline), torch.no_grad():
+    most = min(batch_size or _batch_size(pipeline, first), len(rows))
+    fitted = fitted_decoding(pipeline.vae, *_size(first), most, pipeline.device)
+    with lock_of(pipeline), torch.no_grad(), fitted:
         runner = _runner(pipeline, orders[0])
-        most = min(batch_size or _batch_size(runner, first), len(rows))
-        fit_decoding(runner.vae, *_size(first), most, runner.device)
         embeds = [_conditioning(runner, order.request) for order in orders]
         lost = [runner.left_out(order.request.texts, bool(order.request.weighting)) for order in orders]
         batches = [tuple(rows[at : at + most]) for at in range(0, len(rows), most)]
@@ -235,8 +235,8 @@ def _runner(pipeline: Any, order: Order) -> Any:
     return runner
 
 
-def _batch_size(runner: Any, request: GenerateRequest) -> int:
-    if runner.device.type == "cpu":
+def _batch_size(pipeline: Any, request: GenerateRequest) -> int:
+    if pipeline.device.type == "cpu":
         return 1
     width, height = _size(request)
     return max(1, _BATCH_PIXELS // (width * height))

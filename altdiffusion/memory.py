@@ -1,8 +1,10 @@
 """Decoding a picture in the memory that there is: in tiles, one picture at a time, and without overflow."""
 
+import contextlib
 import gc
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +46,29 @@ def let_go(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def fit_decoding(vae: Any, width: int, height: int, batch: int, device: torch.device) -> None:
-    """Turns on slices, then tiles, where the pictures would not fit otherwise, and says so.
+@contextlib.contextmanager
+def fitted_decoding(vae: Any, width: int, height: int, batch: int, device: torch.device) -> Iterator[None]:
+    """With slices, then tiles, where the pictures would not fit otherwise, and says so; afterwards as before.
 
     Slices decode a picture at a time and change nothing. Tiles overlap and are blended: seams can show.
     """
-    free = free_bytes(device) if hasattr(vae, "use_tiling") else None
-    if free is None or decoding_bytes(vae, width, height, batch) <= _SHARE * free:
+    if not hasattr(vae, "use_tiling"):
+        yield
         return
-    vae.enable_slicing()
-    if decoding_bytes(vae, width, height) > _SHARE * free and not vae.use_tiling:
-        vae.enable_tiling()
+    before = vae.use_slicing, vae.use_tiling
+    free = free_bytes(device)
+    slices = free is not None and decoding_bytes(vae, width, height, batch) > _SHARE * free
+    tiles = free is not None and decoding_bytes(vae, width, height) > _SHARE * free
+    if tiles and not vae.use_tiling:
         warnings.warn(
             f"size: {width}x{height} is decoded in tiles, for lack of memory; seams may show",
-            stacklevel=2,
+            stacklevel=3,
         )
+    try:
+        vae.use_slicing, vae.use_tiling = before[0] or slices, before[1] or tiles
+        yield
+    finally:
+        vae.use_slicing, vae.use_tiling = before
 
 
 def decode_without_overflow(vae: Any) -> None:

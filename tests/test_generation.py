@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from altdiffusion import memory
 from altdiffusion.generation import Picture, Step, draw_together, generate, prepare
 from altdiffusion.images import read_provenance, save_png
 from altdiffusion.pipelines import AltDiffusionPipeline
@@ -176,6 +177,16 @@ def test_a_picture_too_large_for_the_memory_names_the_size(pipeline: AltDiffusio
     finally:
         handle.remove()
     assert draw(pipeline)[0].image.size == (64, 64)
+
+
+def test_a_shortage_of_memory_leaves_no_later_picture_tiled(pipeline: AltDiffusionPipeline, monkeypatch):
+    expected = draw(pipeline, width=96, height=96)[0].image.tobytes()
+    with monkeypatch.context() as short:
+        short.setattr(memory, "free_bytes", lambda device: 1)
+        for _ in range(2):  # each says so
+            with pytest.warns(UserWarning, match=r"^size: 96x96 is decoded in tiles, for lack of memory"):
+                assert draw(pipeline, width=96, height=96)[0].image.tobytes() != expected
+    assert draw(pipeline, width=96, height=96)[0].image.tobytes() == expected
 
 
 @pytest.mark.parametrize("tag", SENTENCES)

@@ -72,9 +72,20 @@ def test_slices_and_tiles_are_used_where_the_pictures_would_not_fit(
     monkeypatch.setattr(memory, "_SHARE", 1)
     vae = small_vae()
     assert memory.decoding_bytes(vae, 32, 32) == 262_144
-    memory.fit_decoding(vae, 32, 32, 2, torch.device("cpu"))
-    assert (vae.use_slicing, vae.use_tiling) == (slices, tiles)
+    with memory.fitted_decoding(vae, 32, 32, 2, torch.device("cpu")):
+        assert (vae.use_slicing, vae.use_tiling) == (slices, tiles)
+    assert (vae.use_slicing, vae.use_tiling) == (False, False)
     assert [str(warning.message)[:30] for warning in recwarn] == ["size: 32x32 is decoded in tile"] * tiles
+
+
+def test_slices_and_tiles_that_were_on_before_stay_on_and_without_a_warning(monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 50_000)
+    vae = small_vae()
+    vae.enable_slicing()
+    vae.enable_tiling()
+    with pytest.raises(KeyboardInterrupt), memory.fitted_decoding(vae, 32, 32, 2, torch.device("cpu")):
+        raise KeyboardInterrupt
+    assert (vae.use_slicing, vae.use_tiling) == (True, True)
 
 
 def test_the_memory_that_can_be_had_is_known():
