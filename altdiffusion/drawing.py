@@ -109,8 +109,10 @@ def _fields(made: Provenance, image: str | None, flags: Container[str]) -> dict[
 def _model_of(made: Provenance | None, model: str | None) -> str | None:
     if model is not None or made is None or made.model in (None, "bundled"):
         return model
-    if "/" not in made.model and not Path(made.model).is_dir():
-        raise BadRequest(f"from: made with the model {shorten(made.model)}; give its folder with --model")
+    if "/" not in made.model and not Path(made.model).exists():
+        raise BadRequest(
+            f"from: made with the model {shorten(made.model)}; give its folder or file with --model"
+        )
     return made.model
 
 

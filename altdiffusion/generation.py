@@ -21,7 +21,7 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from altdiffusion import __version__, prompts
+from altdiffusion import __version__, cards, prompts
 from altdiffusion.images import open_image, pixels_digest, upright_mask, upright_rgb
 from altdiffusion.memory import fitted_decoding, let_go
 from altdiffusion.presets import PRESETS
@@ -378,7 +378,5 @@ def _provenance(pipeline: Any, order: Order) -> Callable[[int], Provenance]:
 
 
 def model_name(source: Any) -> str:
-    """`bundled`, a hub name, or the last part of a folder's path: pictures tell no more of a disk."""
-    if source is None:
-        return "bundled"
-    return Path(source).resolve().name if Path(source).is_dir() else str(source)
+    """`bundled`, a hub name, or the last part of a path: pictures tell no more of a disk."""
+    return "bundled" if source is None else cards.name_of(source)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from altdiffusion import memory
-from altdiffusion.generation import Picture, Step, draw_together, generate, prepare
+from altdiffusion.generation import Picture, Step, draw_together, generate, model_name, prepare
 from altdiffusion.images import read_provenance, save_png
 from altdiffusion.pipelines import AltDiffusionPipeline
 from altdiffusion.requests import SCHEDULERS, BadRequest, GenerateRequest
@@ -76,6 +76,17 @@ def test_what_a_request_leaves_open_is_the_models_own(pipeline: AltDiffusionPipe
 def test_only_the_folders_own_name_goes_into_the_note(pipeline: AltDiffusionPipeline):
     assert pipeline.source is not None
     assert draw(pipeline)[0].provenance.model == Path(pipeline.source).name
+
+
+def test_of_a_file_too_only_its_own_name_is_told(tmp_path: Path, monkeypatch):
+    (tmp_path / "model.ckpt").touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for source in (tmp_path / "model.ckpt", str(tmp_path / "model.ckpt"), "~/model.ckpt"):
+        assert model_name(source) == "model.ckpt"
+    assert [model_name(source) for source in (None, "BAAI/AltDiffusion-m9")] == [
+        "bundled",
+        "BAAI/AltDiffusion-m9",
+    ]
 
 
 def test_the_size_is_width_by_height(pipeline: AltDiffusionPipeline):

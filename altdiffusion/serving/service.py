@@ -345,7 +345,7 @@ def _info(pipeline: "AltDiffusionPipeline", index: "ImageIndex | None", limits: 
     from altdiffusion.generation import model_name
 
     source = pipeline.source
-    folder = None if source is None else Path(source)
+    folder = None if source is None else Path(source).expanduser()
     card = bundled.card(folder) if folder is None or (folder / bundled.CARD).is_file() else {}
     return ModelInfo(
         name=model_name(source),

@@ -102,7 +102,7 @@ def test_a_note_without_its_model_asks_for_it_and_other_weights_are_told(
     run("generate", "cat", "--seed", "7", "-o", "a.png", *tiny)
     code, _, err = run("generate", "--from", "a.png")
     assert code == 2
-    assert err.startswith("from: made with the model 'tiny'; give its folder with --model")
+    assert err.startswith("from: made with the model 'tiny'; give its folder or file with --model")
     other = tiny_pipeline_folder(tmp_path / "other", seed=1)
     code, _, err = run("generate", "--from", "a.png", "--model", str(other))
     assert code == 0

@@ -340,6 +340,16 @@ def test_a_picture_is_read_back(service: Service, tmp_path: Path):
     assert service.read((tmp_path / "a.png").read_bytes()) == picture.provenance
 
 
+def test_a_model_in_the_home_folder_is_told_by_its_own_name_and_with_its_card(
+    shared_pipeline: AltDiffusionPipeline, shared_folder: Path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(shared_folder.parent))
+    pipeline = AltDiffusionPipeline.from_pipe(shared_pipeline)
+    pipeline._source = f"~/{shared_folder.name}"
+    with Service(pipeline) as service:
+        assert (service.info.name, service.info.covered) == (shared_folder.name, tuple(COVERED))
+
+
 def test_the_widgets_are_told_what_the_model_can(service: Service):
     info = service.info
     assert info.generation_defaults.steps == 4
