@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from altdiffusion.conditioning import as_texts
+from altdiffusion.presets import Preset
 from altdiffusion.prompting import negatives
 from altdiffusion.requests import BadRequest, shorten, unknown_argument
 from altdiffusion.schedulers import scheduler_name
@@ -73,11 +74,34 @@ _BOUNDS = {
 }
 
 
-def checked(
-    pipeline: Any, signature: inspect.Signature, arguments: Sequence[Any], named: Mapping[str, Any]
+def by_name(
+    signature: inspect.Signature, arguments: Sequence[Any], named: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The arguments of a call by their names, none of them nonsense."""
-    given = _by_name(signature, arguments, named)
+    """The arguments of a call by their names, which the signature all has."""
+    parameters = signature.parameters.values()
+    names = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+    if len(arguments) > len(names):
+        raise TypeError(f"prompt: {len(arguments)} arguments by place; allowed at most {len(names)}")
+    given = dict(zip(names, arguments, strict=False))
+    late = ["callback", "callback_steps"] if len(names) < len(parameters) else []  # deprecated, still taken
+    for name in named:
+        if name in given:
+            raise TypeError(f"{name}: given by place and by name; allowed once")
+        if name not in names and name not in late:
+            raise TypeError(unknown_argument(name, names))
+    return given | dict(named)
+
+
+def by_preset(preset: Preset, own: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given, and for what it leaves open the model's own guidance and the preset's steps."""
+    brought = {"guidance_scale": own.guidance_scale}
+    if given.get("timesteps") is None and given.get("sigmas") is None:
+        brought["num_inference_steps"] = preset.steps or own.steps
+    return {**brought, **given}
+
+
+def checked(pipeline: Any, signature: inspect.Signature, given: dict[str, Any]) -> dict[str, Any]:
+    """A call's arguments, as `by_name` gives them, as they are handed on; none of them nonsense."""
     full = {n: p.default for n, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD} | given
     for name, bounds in _bounds_of(pipeline, full).items():
         if name in full and not bounds.allow(full[name]):
@@ -113,23 +137,6 @@ def no_colours(pipeline: Any) -> BadRequest:
         f"{str(pipeline.unet.dtype).removeprefix('torch.')} gave values that are no colours; allowed a lower "
         "one, another scheduler, or float32"
     )
-
-
-def _by_name(
-    signature: inspect.Signature, arguments: Sequence[Any], named: Mapping[str, Any]
-) -> dict[str, Any]:
-    parameters = signature.parameters.values()
-    names = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
-    if len(arguments) > len(names):
-        raise TypeError(f"prompt: {len(arguments)} arguments by place; allowed at most {len(names)}")
-    given = dict(zip(names, arguments, strict=False))
-    late = ["callback", "callback_steps"] if len(names) < len(parameters) else []  # deprecated, still taken
-    for name in named:
-        if name in given:
-            raise TypeError(f"{name}: given by place and by name; allowed once")
-        if name not in names and name not in late:
-            raise TypeError(unknown_argument(name, names))
-    return given | dict(named)
 
 
 def _bounds_of(pipeline: Any, full: Mapping[str, Any]) -> dict[str, _Bounds]:

@@ -256,7 +256,12 @@ class _Conditioned(Prompting):
         are not given are the model's own rather than diffusers' 7.5 and 50. Arguments given come first.
         Threads may share a pipeline: they draw one after the other.
         """
-        given = calling.checked(self, inspect.signature(super().__call__), arguments, named)
+        signature = inspect.signature(super().__call__)
+        given = calling.by_name(signature, arguments, named)
+        if preset is not None:
+            preset = one_of("preset", PRESETS, preset)
+            given = calling.by_preset(PRESETS[preset], self.generation_defaults, given)
+        given = calling.checked(self, signature, given)
         once = self.compact_keys
         if once is None:
             once = self._execution_device.type == "cpu"  # not where the weights lie: they may be offloaded
@@ -275,11 +280,8 @@ class _Conditioned(Prompting):
         return super().run_safety_checker(image, *rest)
 
     def _call_by_preset(self, preset: str, given: dict[str, Any]) -> Any:
-        chosen = PRESETS[one_of("preset", PRESETS, preset)]
+        chosen = PRESETS[preset]
         self.check_preset(preset)
-        given.setdefault("guidance_scale", self.generation_defaults.guidance_scale)
-        if given.get("timesteps") is None and given.get("sigmas") is None:
-            given.setdefault("num_inference_steps", chosen.steps or self.generation_defaults.steps)
         own = self.scheduler
         self.scheduler = scheduler_like(own, chosen.scheduler)
         try:

@@ -244,6 +244,23 @@ def test_what_is_given_comes_before_the_presets(pipeline):
 
 
 @UNPROVEN
+def test_a_presets_name_may_be_written_in_any_case(pipeline):
+    drawn = [latents(pipeline, preset=name, num_inference_steps=2) for name in ("fast", " FAST ")]
+    assert torch.equal(*drawn)
+
+
+@UNPROVEN
+def test_a_strength_that_leaves_none_of_the_presets_steps_is_refused(pipeline):
+    """Of diffusers' 50 steps it would leave two."""
+    draw = pipeline.to_image_to_image()
+    with pytest.raises(BadRequest, match=r"^strength: 0.05 of 15 steps leaves none to draw"):
+        draw("a cat", START, 0.05, preset="default")
+    with pytest.raises(BadRequest, match=r"^strength: 0.05 of 4 steps leaves none to draw"):  # the model's
+        draw("a cat", START, 0.05, preset="exact")
+    assert draw("a cat", START, 0.05, 40, preset="default").images  # by place: 40 steps
+
+
+@UNPROVEN
 def test_requests_of_different_presets_share_no_batch(pipeline):
     same = {"prompt": "a", "steps": 2, "scheduler": "ddim"}
     keys = {prepare(pipeline, GenerateRequest.build(preset=name, **same)).key for name in PRESETS}
