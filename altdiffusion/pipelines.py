@@ -211,7 +211,7 @@ class _Conditioned(Prompting):
         parts = {name: part for name, part in pipeline.components.items() if name in expected}
         parts |= {name: pipeline.config[name] for name in optional if name in pipeline.config}
         made = cls(**{**parts, **components})
-        kept = ("_source", "_folder", "_defaults", "_found", "_altclip", "_card")
+        kept = ("_source", "_folder", "_defaults", "_found", "_altclip", "_card", "additions")
         for name in (*kept, "compact_keys", "_progress_bar_config"):
             if hasattr(pipeline, name):
                 setattr(made, name, getattr(pipeline, name))

@@ -10,8 +10,10 @@ from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler
 from PIL import Image
 
 from altdiffusion import bundled
+from altdiffusion.generation import generate
 from altdiffusion.model import AltCLIP
 from altdiffusion.pipelines import AltDiffusionImg2ImgPipeline, AltDiffusionPipeline, GenerationDefaults
+from altdiffusion.requests import Addition, GenerateRequest
 from tests.fakes import COVERED, SENTENCES, tiny_unet, tiny_vae
 
 START = Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 50).convert("RGB")
@@ -146,6 +148,17 @@ def test_sisters_share_every_part(shared_pipeline):
     sister = shared_pipeline.to_image_to_image()
     for name in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
         assert getattr(sister, name) is getattr(shared_pipeline, name)
+
+
+def test_a_sister_s_pictures_tell_what_lies_over_the_model(shared_pipeline):
+    pipeline = AltDiffusionPipeline.from_pipe(shared_pipeline)
+    pipeline.additions = ((Addition("cats.safetensors", "0" * 64, 0.8),), ())
+    for sister in (pipeline.to_image_to_image(), pipeline.to_image_to_image().to_text_to_image()):
+        assert sister.additions == pipeline.additions
+    request = GenerateRequest.build(prompt="a cat", seed=7, steps=2)
+    (picture,) = generate(sister, request)
+    assert picture.provenance.loras == pipeline.additions[0]
+    assert shared_pipeline.additions == ((), ())
 
 
 def test_a_sister_of_mixed_formats_leaves_them_as_they_are(shared_folder):
