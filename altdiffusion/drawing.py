@@ -19,6 +19,7 @@ from altdiffusion.images import (
 )
 from altdiffusion.languages import language
 from altdiffusion.requests import (
+    SCHEDULERS,
     BadRequest,
     GenerateRequest,
     Provenance,
@@ -99,9 +100,13 @@ def _digests(image: str) -> set[str]:
 
 
 def _fields(made: Provenance, image: str | None, flags: Container[str]) -> dict[str, str]:
-    """What a picture was made with, as texts, so that flags can be laid over it."""
+    """What a picture was made with, as texts, so that flags can be laid over it.
+
+    A scheduler that has only its class's name is the model's own, which is what none asks for.
+    """
     left_out = {"image", "model", "fingerprint", "loras", "embeddings", "versions"}
     left_out |= {"strength"} if image is None else set()
+    left_out |= set() if made.scheduler in SCHEDULERS else {"scheduler"}
     left_out |= {"steps", "scheduler"} if "preset" in flags else set()  # which are the preset's
     return {name: str(value) for name, value in made.to_dict().items() if name not in left_out}
 

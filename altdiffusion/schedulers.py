@@ -22,9 +22,10 @@ def scheduler_like(current: Any, name: str | None = None) -> Any:
 
 
 def scheduler_name(scheduler: Any) -> str:
-    """As people know it (`requests.SCHEDULERS`), or its class."""
+    """As people know it (`requests.SCHEDULERS`), if that name would make it again; else its class."""
     kind = type(scheduler).__name__
-    return next((name for name, known in SCHEDULERS.items() if known == kind), kind)
+    options = {name: _OPTIONS.get(name, {}).items() for name, known in SCHEDULERS.items() if known == kind}
+    return next((name for name, needed in options.items() if needed <= scheduler.config.items()), kind)
 
 
 def expected_picture(scheduler: Any, latents: Tensor, output: Tensor, timestep: Any) -> Tensor:

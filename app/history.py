@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from altdiffusion.requests import BadRequest, shorten
+from altdiffusion.requests import SCHEDULERS, BadRequest, shorten
 from altdiffusion.serving.shown import data_uri
 
 from .handling import HELPER
@@ -77,6 +77,7 @@ class History:
 def reused(made: dict[str, Any], own: Any) -> list[Any]:
     """Values for the settings' widgets, in the order of `REUSED`, and for the tick at the random seed."""
     found = {name: made.get(name, default) for name, default in REUSED.items()}
+    found["scheduler"] = found["scheduler"] if found["scheduler"] in SCHEDULERS else ""  # a class: its own
     values = [getattr(own, name, None) if value is None else value for name, value in found.items()]
     return [*values, found["seed"] == -1]
 

@@ -138,6 +138,15 @@ def test_what_was_left_out_or_hidden_is_told_beside_the_pictures(ask: Callable):
     assert "A picture was hidden" in line and "left out" not in line
 
 
+def test_a_scheduler_that_the_menu_lacks_is_reused_as_the_models_own():
+    from app.history import REUSED, reused
+    from tests.app.painter import DEFAULTS
+
+    for scheduler, value in (("DDPMScheduler", ""), ("ddim", "ddim"), (None, "")):
+        values = dict(zip(REUSED, reused({"prompt": "a", "scheduler": scheduler}, DEFAULTS), strict=False))
+        assert values["scheduler"] == value
+
+
 def test_two_languages_are_mixed(client: Any, app: SimpleNamespace):
     client.predict("lobster", "กุ้งมังกร", share=0.25, api_name="/mix")
     request = app.painter.asked[-1][0]

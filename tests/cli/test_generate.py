@@ -1,6 +1,7 @@
 """`altdiffusion generate`: pictures, their names and notes, repeats, and grids over languages."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,32 @@ def test_a_picture_drawn_from_its_own_note_is_the_same_picture(
     assert again["path"] != first["path"]
     assert {**again, "path": ""} == {**first, "path": ""}
     assert (tmp_path / again["path"]).read_bytes() == (tmp_path / first["path"]).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "name"),
+    [
+        ("DDPMScheduler", {"clip_sample": False}, "DDPMScheduler"),  # which has no name here
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "dpm++-sde"),
+        ("PNDMScheduler", {"skip_prk_steps": False}, "PNDMScheduler"),  # "pndm" skips them
+    ],
+)
+def test_a_picture_by_the_model_s_own_scheduler_is_drawn_again_to_the_byte(
+    run: Run, tmp_path: Path, shared_folder: Path, kind: str, options: dict, name: str
+):
+    shutil.copytree(shared_folder, tmp_path / "model")
+    for file, found in (
+        ("scheduler/scheduler_config.json", {"_class_name": kind, **options}),
+        ("model_index.json", {"scheduler": ["diffusers", kind]}),
+        ("emoji.json", {"defaults": {"steps": 4, "guidance_scale": 3.0, "width": 64, "height": 64}}),
+    ):
+        path = tmp_path / "model" / file
+        path.write_text(json.dumps(json.loads(path.read_text()) | found))
+    model = ("--model", "model")
+    assert run("generate", "cat", "--seed", "7", "-o", "a.png", "--preset", "exact", *model)[0] == 0
+    assert read_provenance(tmp_path / "a.png").scheduler == name
+    assert run("generate", "--from", "a.png", "-o", "b.png", *model)[0] == 0
+    assert (tmp_path / "b.png").read_bytes() == (tmp_path / "a.png").read_bytes()
 
 
 def test_flags_win_over_the_note(run: Run, tiny: tuple[str, ...], tmp_path: Path):
