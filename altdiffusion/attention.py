@@ -53,9 +53,9 @@ def optimize(
 ) -> Optimized:
     """Prepares a pipeline for many pictures of one size; the pictures stay the same to rounding.
 
-    On CUDA: the fastest attention of those that run, channels last, and with `fuse` the queries, keys and
-    values of each self-attention by one product. `compile` compiles the UNet's repeated blocks, on any
-    device: minutes at the first picture of a shape, for a gain on a GPU, none on a CPU (docs/decisions.md).
+    On CUDA: the fastest attention of those that run, and channels last. On any device: with `fuse` the
+    queries, keys and values of each self-attention by one product; with `compile` the UNet's repeated blocks
+    compiled, minutes at the first picture of a shape, for a gain on a GPU, none on a CPU (docs/decisions.md).
     LoRA is to be loaded, or fused into the weights, before.
     """
     if isinstance(pipeline.unet, openvino_parts.Part):
@@ -86,7 +86,7 @@ def measure_kernels(
         torch.randn(batch, heads, tokens, width, device=device, dtype=dtype) for _ in range(3)
     )
     found = {}
-    for name, kernel in KERNELS.items():
+    for name, kernel in kernels_on(device).items():
         with contextlib.suppress(RuntimeError), sdpa_kernel(kernel):  # one that does not take this shape here
             found[name] = _least(lambda: F.scaled_dot_product_attention(query, key, value), device)
     if choose_attention("auto", device)[0] == "xformers":
@@ -96,6 +96,13 @@ def measure_kernels(
         with contextlib.suppress(NotImplementedError):
             found["xformers"] = _least(lambda: xformers.ops.memory_efficient_attention(*rows), device)
     return found
+
+
+def kernels_on(device: torch.device) -> dict[str, SDPBackend]:
+    """Those that can be chosen: cuDNN's comes last in PyTorch's order but on Hopper and Blackwell, where it
+    comes first."""
+    first = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] in (9, 10)
+    return {name: kernel for name, kernel in KERNELS.items() if name != "cudnn" or first}
 
 
 def _least(call: Callable[[], Tensor], device: torch.device) -> float:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from altdiffusion import AltDiffusionPipeline
+from altdiffusion import AltDiffusionPipeline, attention
 from altdiffusion.attention import KERNELS, measure_kernels
 
 CPU = torch.device("cpu")
@@ -36,6 +36,16 @@ def test_kernels_are_measured_once_for_a_device_and_shape_and_the_fastest_is_tol
     assert {"math"} <= seconds.keys() <= KERNELS.keys() and min(seconds.values()) > 0
     assert measure_kernels(CPU, torch.float32, 2, 2, 8, 16) is seconds
     assert measure_kernels(CPU, torch.float32, 4, 2, 8, 16) is not seconds
+
+
+@pytest.mark.parametrize(
+    ("capability", "there"), [((8, 9), False), ((9, 0), True), ((10, 3), True), ((12, 0), False)]
+)
+def test_cudnn_s_kernel_is_measured_only_where_pytorch_would_take_it(monkeypatch, capability, there):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert ("cudnn" in attention.kernels_on(torch.device("cuda"))) == there
+    assert {"flash", "efficient", "math"} <= attention.kernels_on(torch.device("cuda")).keys()
+    assert "cudnn" not in attention.kernels_on(CPU)
 
 
 @pytest.mark.slow
