@@ -100,7 +100,7 @@ def _detect_pipeline(folder: Path, index: Mapping[str, Any]) -> Layout:
         form = towers.form_of(shapes["text_encoder"])
         library = index["text_encoder"][0]
         why = f"its model_index.json names {library}.{_LEGACY_ENCODER}; {_FORMS[form]}"
-        return Layout(folder, "B", form, why)
+        return Layout(folder, "B", form, why, vision=altclip is not None)
     notes = metadata(folder / LEFTOVERS) if (folder / LEFTOVERS).is_file() else {}
     why = f"its model_index.json names {name} with AltCLIPTextModel"
     if "format" in notes:

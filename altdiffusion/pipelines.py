@@ -29,6 +29,7 @@ from altdiffusion import (
 )
 from altdiffusion.checkpoints import ADAPTER
 from altdiffusion.keys import has_keys, keys_once
+from altdiffusion.layouts import Layout
 from altdiffusion.memory import decode_without_overflow
 from altdiffusion.model import AltCLIP
 from altdiffusion.openvino_cache import choose_runtime
@@ -49,9 +50,7 @@ pipeline_tag: text-to-image
 Draws from prompts in many languages. Opens with `altdiffusion.AltDiffusionPipeline.from_pretrained` and
 with plain `diffusers.DiffusionPipeline.from_pretrained`.
 """
-_Pipeline = TypeVar(
-    "_Pipeline", bound="_Conditioned"
-)  # beartype takes no Self in methods that jaxtyping wraps
+_Pipeline = TypeVar("_Pipeline", bound="_Conditioned")  # beartype takes no Self in what jaxtyping wraps
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class _Conditioned(Prompting):
     _folder: Path | None = None
     _defaults: GenerationDefaults | None = None
     _fingerprint: tuple[object, str] | None = None
-    _found: Path | None = None
+    _found: Layout | None = None
     _altclip: "AltCLIP | None" = None
     _card: str = _CARD
     #: LoRA and learned words that `altdiffusion.additions` laid over the model, for its pictures to tell.
@@ -148,7 +147,7 @@ class _Conditioned(Prompting):
             pipeline._card = cards.card(found.form, name, draws=True, changes=cards.SAVED)
         if stock:
             pipeline._folder, pipeline._defaults = found.path, _read_defaults(found.path)
-        pipeline._source, pipeline._found = name_or_folder, found.path
+        pipeline._source, pipeline._found = name_or_folder, found
         pipeline = pipeline.to(device)
         if dtype == torch.float16:
             decode_without_overflow(pipeline.vae)
@@ -320,8 +319,14 @@ class _Conditioned(Prompting):
     def altclip(self) -> AltCLIP:
         """The AltCLIP that the model holds, on the same parameters as this pipeline's text encoder."""
         if self._altclip is None:
-            self._altclip = backbone.altclip_of(self.altclip_folder or self._found, self.text_encoder)
+            place = self._found.path if self._found else None
+            self._altclip = backbone.altclip_of(self.altclip_folder or place, self.text_encoder)
         return self._altclip
+
+    @property
+    def holds_altclip(self) -> bool:
+        """Whether the model holds an AltCLIP, by its layout: nothing is read for it."""
+        return self._altclip is not None or bool(self._found and self._found.vision)
 
     @property
     def altclip_folder(self) -> Path | None:

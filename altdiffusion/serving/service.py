@@ -332,11 +332,8 @@ class Service:
 
     def _clip(self) -> "AltCLIP | None":
         """The encoder, loaded when it is first needed; None where the model holds none."""
-        if self._encoder is None:
-            try:
-                self._encoder = self.pipeline.altclip
-            except ValueError:
-                return None
+        if self._encoder is None and self.pipeline.holds_altclip:
+            self._encoder = self.pipeline.altclip
         return self._encoder
 
 
