@@ -39,12 +39,17 @@ def download(name: str, revision: str | None, variant: str | None) -> Path:
     """A snapshot from the Hub, or from its cache where the Hub cannot be reached."""
     from huggingface_hub import HfApi, snapshot_download
 
+    # its HTTP library's, which differs by version and is no OSError where the Hub cannot be reached
+    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
+
+    patterns, unlisted = None, None
     try:
         patterns = wanted(HfApi().list_repo_files(name, revision=revision), variant)
-    except OSError:
-        patterns = None  # offline: whatever the cache holds
+    except (OSError, HTTPError) as error:
+        unlisted = error  # without a list it would be the whole repository: whatever the cache holds
+    options = {"revision": revision, "allow_patterns": patterns, "local_files_only": unlisted is not None}
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except OSError as error:
-        reason = f"is no folder here, and the Hub gave nothing ({one_line(error)})"
+        return Path(snapshot_download(name, **options))
+    except (OSError, HTTPError) as error:
+        reason = f"is no folder here, and the Hub gave nothing ({one_line(unlisted or error)})"
         raise refusal(name, f"{reason}; {ALLOWED}") from None

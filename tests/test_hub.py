@@ -4,6 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HTTPError
 
 from altdiffusion.checkpoints import find, is_hub_name, resolve
 from altdiffusion.hub import wanted
@@ -29,6 +31,27 @@ def test_a_hub_name_is_read_from_the_cache_without_a_network(cache):
     layout = find("BAAI/AltCLIP-m9")
     assert (layout.format, layout.form) == ("A", "m9")
     assert layout.path == cache / "snapshots" / SHA
+
+
+@pytest.mark.parametrize("error", [OSError("503"), HTTPError("Connection refused")])
+def test_where_the_hub_lists_nothing_the_cache_is_read_and_not_the_whole_repository_fetched(
+    cache, monkeypatch, error
+):
+    asked: list[dict] = []
+
+    def fail(*arguments, **named):
+        raise error
+
+    def snapshot(*arguments, **named):
+        asked.append(named)
+        return snapshot_download(*arguments, **named)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", fail)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert find("BAAI/AltCLIP-m9").path == cache / "snapshots" / SHA
+    with pytest.raises(ValueError, match=rf"^model: 'a/b' is no folder here, .* nothing \({error}\); "):
+        resolve("a/b")
+    assert [one["local_files_only"] for one in asked] == [True, True]
 
 
 def test_a_pinned_revision_is_the_one_that_is_read(cache):
