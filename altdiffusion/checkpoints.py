@@ -11,8 +11,10 @@ import hashlib
 import json
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from altdiffusion import aside, bundled, hub, layouts
@@ -32,6 +34,8 @@ from altdiffusion.reading import (
 _PROMPT_LENGTH = 77
 #: The folder of a text adapter beside a pipeline's parts.
 ADAPTER = "adapter"
+#: How many are within `quiet`, and what the libraries' settings were before.
+_quiet = SimpleNamespace(lock=threading.Lock(), inside=0, before=[])
 #: (name, model without weights, its part, where that is from, dtype) → the model, or what stands for it.
 Make = Callable[[str, Any, Part, Path, Any], Any]
 
@@ -345,22 +349,31 @@ def forget_paths(folder: Path) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No loading bars or reports from the libraries; what they would report is checked here and raised."""
+    """No loading bars or reports from the libraries; what they would report is checked here and raised.
+
+    Their settings are the process's: the first thread to come in turns them down, the last to leave up again.
+    """
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging
 
     libraries = (diffusers_logging, transformers_logging)
-    before = [(library.is_progress_bar_enabled(), library.get_verbosity()) for library in libraries]
+    with _quiet.lock:
+        if not _quiet.inside:
+            _quiet.before = [(one.is_progress_bar_enabled(), one.get_verbosity()) for one in libraries]
+            for library in libraries:
+                library.disable_progress_bar()
+                library.set_verbosity_error()
+        _quiet.inside += 1
     try:
-        for library in libraries:
-            library.disable_progress_bar()
-            library.set_verbosity_error()
         yield
     finally:
-        for library, (bar, verbosity) in zip(libraries, before, strict=True):
-            library.set_verbosity(verbosity)
-            if bar:
-                library.enable_progress_bar()
+        with _quiet.lock:
+            _quiet.inside -= 1
+            if not _quiet.inside:
+                for library, (bar, verbosity) in zip(libraries, _quiet.before, strict=True):
+                    library.set_verbosity(verbosity)
+                    if bar:
+                        library.enable_progress_bar()
 
 
 @functools.cache

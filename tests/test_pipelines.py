@@ -10,6 +10,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler
 from PIL import Image
 
 from altdiffusion import bundled
+from altdiffusion.checkpoints import quiet
 from altdiffusion.generation import generate
 from altdiffusion.model import AltCLIP
 from altdiffusion.pipelines import AltDiffusionImg2ImgPipeline, AltDiffusionPipeline, GenerationDefaults
@@ -247,6 +248,19 @@ def test_loading_leaves_the_loggers_of_the_libraries_as_they_were(shared_folder)
     before = [logging.getLogger(name).level for name in ("diffusers", "transformers")]
     load(shared_folder)
     assert [logging.getLogger(name).level for name in ("diffusers", "transformers")] == before
+
+
+def test_two_who_are_quiet_at_once_leave_the_loggers_as_they_were():
+    from diffusers.utils import logging as library
+
+    before = library.get_verbosity(), library.is_progress_bar_enabled()
+    first, second = quiet(), quiet()
+    first.__enter__()
+    second.__enter__()  # another thread's, say
+    first.__exit__(None, None, None)
+    assert library.get_verbosity() == logging.ERROR
+    second.__exit__(None, None, None)
+    assert (library.get_verbosity(), library.is_progress_bar_enabled()) == before
 
 
 def test_a_safety_checker_that_comes_with_a_model_is_loaded_strictly(model_folder):
