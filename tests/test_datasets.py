@@ -101,6 +101,16 @@ def test_multi30k_is_read_packed_beside_the_pictures_of_flickr30k(tmp_path):
         assert data.captions == tuple((text,) for text in COLOURS[tag])
 
 
+def test_crossmodal_s_languages_are_told_by_its_first_row_alone(tmp_path):
+    mini_data.crossmodal3600(tmp_path)
+    with (tmp_path / "xm3600/captions.jsonl").open("a") as file:
+        file.write("\n{no json\n")
+    (found,) = find(tmp_path, captioned.READERS)
+    assert set(found.languages) == set(COLOURS)
+    with pytest.raises(ValueError, match=r"^data: .* has a line that is not JSON"):
+        found.read("en")
+
+
 @pytest.mark.parametrize("name", ["imagenet", "imagenet-v2", "imagenet-a", "imagenet-r", "imagenet-sketch"])
 @pytest.mark.parametrize("tag", ["en", "zh"])
 def test_imagenets_trees_get_the_names_of_their_classes(tmp_path, name, tag):

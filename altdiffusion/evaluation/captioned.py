@@ -7,6 +7,7 @@ annotation JSON. Where the papers' protocol is a choice among several, the reade
 import json
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from altdiffusion.evaluation.datasets import (
@@ -82,7 +83,7 @@ def crossmodal3600(folder: Path) -> list[Found]:
     file = folder / "captions.jsonl"
     if not file.is_file():
         return []
-    rows = [row for row in _json_rows(file)[:1] if "image/key" in row]
+    rows = [row for row in _json_rows(file, 1) if "image/key" in row]
     keys = {tag_of(key): key for row in rows for key, value in row.items() if "caption" in _mapping(value)}
     return [_found("crossmodal-3600", folder, sorted(keys), lambda tag: _crossmodal(file, keys[tag]))]
 
@@ -209,9 +210,10 @@ def _clip_benchmark(files: dict[str, Path], tag: str) -> Captioned:
     return _captioned(file.parent, zip(names, captions, strict=True))
 
 
-def _json_rows(file: Path) -> list[dict]:
+def _json_rows(file: Path, most: int | None = None) -> list[dict]:
+    lines = (line for line in read_lines(file) if line.strip())
     try:
-        return [_mapping(json.loads(line)) for line in read_lines(file) if line.strip()]
+        return [_mapping(json.loads(line)) for line in islice(lines, most)]
     except ValueError as error:
         if isinstance(error, BadRequest):
             raise
