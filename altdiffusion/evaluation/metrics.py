@@ -35,17 +35,6 @@ class Score:
     high: float
 
 
-def recall_at_k(scores: Float[Tensor, "queries items"], positives: Int[Tensor, "pairs 2"], k: int) -> float:
-    """Share of queries with at least one positive among their `k` best items.
-
-    `positives` lists (query, item) pairs, so either side may repeat.
-    """
-    relevant = torch.zeros_like(scores, dtype=torch.bool)
-    relevant[positives[:, 0], positives[:, 1]] = True
-    best = scores.topk(min(k, scores.shape[1]), dim=1).indices
-    return relevant.gather(1, best).any(dim=1).float().mean().item()
-
-
 def retrieval_hits(
     images: Float[Tensor, "images dim"],
     texts: Float[Tensor, "texts dim"],

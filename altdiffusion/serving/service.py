@@ -95,16 +95,11 @@ class Service:
         *,
         start: Image.Image | None = None,
         mask: Image.Image | None = None,
-        mix: tuple[str, float] | None = None,
     ) -> Ticket:
         """News of a drawing: `Waiting`, `Drawing`, and at last `Drawn`.
 
-        `start` is the picture to start from, `mask` white where it is to be drawn anew. `mix` is a second
-        prompt and how far to go to it.
+        `start` is the picture to start from, `mask` white where it is to be drawn anew.
         """
-        if mix is not None:
-            fields = request.model_dump(exclude_unset=True) | {"mix": mix[0], "mix_share": mix[1]}
-            request = GenerateRequest.build(**fields)
         order = self._order(request, start=start, mask=mask)
         return self._submit("generate", _Work([order], lambda drawn: Drawn(tuple(drawn[0]))))
 

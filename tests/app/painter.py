@@ -19,7 +19,7 @@ class Painter:
         self.pace, self.drawn, self.closed, self.asked = pace, 0, 0, []
         self.info = ModelInfo("squares", DEFAULTS, ("en", "zh", "th", "ar"), ("🦞",), tuple(SCHEDULERS), True)
 
-    def generate(self, request, *, start=None, mask=None, mix=None):
+    def generate(self, request, *, start=None, mask=None):
         self.asked.append((request, start, mask))
         return self._news(
             request.with_seed(), [request.prompt] * request.count, lambda made: Drawn(tuple(made))

@@ -217,7 +217,8 @@ def test_a_mask_needs_a_mark_and_a_picture(service: Service, mask: Image.Image):
 
 def test_a_mix_goes_from_one_prompt_to_the_other(service: Service):
     shares = {
-        share: drawn(service.generate(asked(), mix=("eine Katze", share)))[0] for share in (0.0, 0.5, 1.0)
+        share: drawn(service.generate(asked(mix="eine Katze", mix_share=share)))[0]
+        for share in (0.0, 0.5, 1.0)
     }
     (first,) = drawn(service.generate(asked()))
     (last,) = drawn(service.generate(asked(prompt="eine Katze")))
@@ -227,7 +228,7 @@ def test_a_mix_goes_from_one_prompt_to_the_other(service: Service):
     made = shares[0.5].provenance
     assert (made.mix, made.mix_share) == ("eine Katze", 0.5)
     with pytest.raises(BadRequest, match=r"^mix_share: 2.0; allowed a number from 0 to 1"):
-        service.generate(asked(), mix=("eine Katze", 2.0))
+        service.generate(asked(mix="eine Katze", mix_share=2.0))
 
 
 @pytest.mark.filterwarnings("ignore:prompt. too long by:UserWarning")
@@ -334,7 +335,7 @@ def test_the_names_of_an_emoji_are_known_in_the_other_languages(service: Service
 
 
 def test_a_picture_is_read_back(service: Service, tmp_path: Path):
-    (picture,) = drawn(service.generate(asked(clip_skip=1, weighting=True), mix=("eine Katze", 0.25)))
+    (picture,) = drawn(service.generate(asked(clip_skip=1, weighting=True, mix="eine Katze", mix_share=0.25)))
     save_png(picture.image, tmp_path / "a.png", picture.provenance)
     assert service.read(str(tmp_path / "a.png")) == picture.provenance
     assert service.read((tmp_path / "a.png").read_bytes()) == picture.provenance
