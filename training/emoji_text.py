@@ -8,16 +8,16 @@ writes `parallel.jsonl`, from which the new languages are learnt and the old one
 """
 
 import json
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from altdiffusion.languages import LANGUAGES
 from training.captions import TEMPLATES, Captions, fill, training_scene
-from training.config import RunConfig, parse
+from training.config import parse
 from training.emoji import CLDR, Emoji, annotations, list_patterns, load_emoji, unambiguous
 from training.samples import shorten
-from training.stage import run_stage
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,6 @@ class EmojiTextConfig:
     output_dir: Path = Path("runs/emoji/text")
     scenes: int = 2000
     """Captions of two or three emoji, joined by each language's list pattern."""
-    run: RunConfig = field(default_factory=RunConfig)
 
 
 def with_languages(emoji: Emoji, *tags: str) -> Emoji:
@@ -108,7 +107,12 @@ def write(config: EmojiTextConfig) -> None:
 
 
 def main() -> None:
-    run_stage(parse(EmojiTextConfig), write)
+    config = parse(EmojiTextConfig)
+    try:
+        write(config)
+    except (ValueError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """The emoji's names as parallel text: what is in the files, and what is kept out of them."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -53,3 +55,13 @@ def test_scenes_are_joined_by_the_languages_own_pattern(folder):
 def test_a_language_that_cldr_has_not_is_refused():
     with pytest.raises(ValueError, match=r"^languages: 'xx'; allowed: a language of CLDR's, like 'el'$"):
         with_languages(load_emoji(), "xx")
+
+
+def test_the_command_of_the_docs_writes_both_files_and_names_a_mistake(tmp_path):
+    command = [sys.executable, "-m", "training.emoji_text", "--scenes", "5", "--output-dir", str(tmp_path)]
+    done = subprocess.run([*command, "--languages", "el"], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {path.name for path in tmp_path.iterdir()} == {"parallel.jsonl", "names.jsonl"}
+    wrong = subprocess.run([*command, "--languages", "xx"], capture_output=True, text=True, timeout=120)
+    assert wrong.returncode == 2
+    assert wrong.stderr.splitlines() == ["languages: 'xx'; allowed: a language of CLDR's, like 'el'"]
