@@ -24,14 +24,19 @@ def save_checkpoint(
 ) -> Path:
     """Calls `write(stage)`, seals what it wrote, and keeps the `keep` newest checkpoints of `folder`.
 
-    `about` goes into the manifest.
+    `about` goes into the manifest. Those of later steps go too: they are damaged, or the run would be there.
     """
     final = folder / f"checkpoint-{step:08d}"
     with aside.folder(final) as stage:  # which is there after a resume from an older one
         write(stage)
         aside.seal(stage, MANIFEST, {"step": step, "about": about or {}})
-    for old in sorted(folder.glob("checkpoint-*"))[:-keep]:
-        shutil.rmtree(old)
+    found = sorted(folder.glob("checkpoint-*"))
+    newest = found.index(final) + 1
+    for path in (
+        *found[newest:],
+        *found[: max(0, newest - keep)],
+    ):
+        shutil.rmtree(path)
     return final
 
 

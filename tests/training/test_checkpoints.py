@@ -24,6 +24,16 @@ def test_the_newest_checkpoints_are_kept_and_the_newest_is_found(tmp_path):
     assert latest_checkpoint(tmp_path) == (tmp_path / "checkpoint-00000030", 30)
 
 
+def test_a_run_that_starts_anew_before_damaged_checkpoints_keeps_its_own(tmp_path):
+    for step in (400, 500):
+        (save_checkpoint(tmp_path, step, write(b"x"), keep=2) / MANIFEST).unlink()
+    assert latest_checkpoint(tmp_path) is None
+    for step in (100, 200):
+        save_checkpoint(tmp_path, step, write(b"x"), keep=2)
+        assert latest_checkpoint(tmp_path) == (tmp_path / f"checkpoint-{step:08d}", step)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-00000100", "checkpoint-00000200"]
+
+
 @pytest.mark.parametrize("name", ["part-0.bin", "part-2.bin", MANIFEST])
 @pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
 def test_every_damaged_file_is_named_and_the_previous_checkpoint_used(tmp_path, name, harm, caplog):
