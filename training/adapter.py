@@ -32,8 +32,8 @@ from altdiffusion.reading import read_json
 from altdiffusion.text_adapter import TextAdapter
 from training.adapter_data import Judged, ParallelPictures, judged_emoji
 from training.attending import set_attention
-from training.captions import Captions
-from training.config import OptimConfig, RunConfig, parse
+from training.captions import Captions, check_captions
+from training.config import OptimConfig, RunConfig, check_number, parse
 from training.data import image_captions, open_pictures
 from training.emoji import Scene, centred, load_emoji, some_emoji
 from training.export import Made, data_of, finish
@@ -101,6 +101,11 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         if self.reading.streaming:
             raise ValueError("reading.streaming: True in adapter mode, which reads by place; allowed: False")
+        if not self.data:
+            check_captions(self.languages)
+        check_number("fitted_captions", self.fitted_captions, 0)
+        check_number("judged_captions", self.judged_captions, 1)
+        check_number("caption_dropout", self.caption_dropout, 0, 1)
 
 
 class ParallelLatents(torch.utils.data.Dataset):
@@ -206,9 +211,6 @@ def chosen_scenes(config: AdapterConfig) -> list[Scene]:
 
 def build(config: AdapterConfig) -> Imitation:
     """Teacher, and student on the same UNet, with a new adapter between."""
-    for tag in config.languages:
-        if tag not in LANGUAGES and not config.data:
-            raise ValueError(f"languages: no {tag[:40]!r}; allowed: {', '.join(LANGUAGES)}")
     with named("stable_diffusion"):
         folder = locate(config.stable_diffusion)
         width = int(read_json(folder / "unet/config.json").get("cross_attention_dim") or 0)

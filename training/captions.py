@@ -10,9 +10,10 @@ from itertools import combinations
 
 import numpy as np
 
-from altdiffusion.languages import LANGUAGES
-from training.emoji import Emoji, Scene, held_out, random_scene
+from altdiffusion.languages import LANGUAGES, language
+from training.emoji import CELLS, Emoji, Scene, held_out, random_scene
 from training.grounds import PATTERNS, WORDS, grounded
+from training.samples import shorten
 
 #: Shares that no training sees. English names are all seen: the teacher knows no other language.
 HELD_OUT_NAMES, HELD_OUT_KEYWORDS, HELD_OUT_PAIRS = 0.02, 0.1, 0.1
@@ -40,6 +41,16 @@ TEMPLATES = {
     "fr": ("une image de {}", "émoji {}", "un dessin de {}"),
     "ru": ("изображение: {}", "эмодзи {}", "рисунок: {}"),
 }
+
+
+def check_captions(languages: tuple[str, ...], counts: tuple[int, ...] = (1,)) -> None:
+    """Refuses languages, and numbers of emoji in a scene, that there are no captions of."""
+    for tag in languages:
+        if (known := language(tag, "languages").tag) != tag:
+            raise ValueError(f"languages: {shorten(tag, 40)!r}; allowed: {known!r}")
+    if not counts or not set(counts) <= set(CELLS):
+        asked = shorten(" ".join(map(str, counts)), 40) or "none"
+        raise ValueError(f"counts: {asked}; allowed: numbers from {min(CELLS)} to {max(CELLS)}")
 
 
 class Captions:

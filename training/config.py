@@ -87,7 +87,7 @@ class RunConfig:
             )
         for name in ("batch_size", "gradient_accumulation_steps", "checkpointing_steps", "log_steps"):
             check_number(name, getattr(self, name), 1)
-        for name in ("max_train_steps", "workers", "threads"):
+        for name in ("max_train_steps", "seed", "workers", "threads"):
             check_number(name, getattr(self, name), 0)
         check_number("ema_decay", self.ema_decay, 0, 1)
         if self.batch_size % self.gradient_accumulation_steps:

@@ -22,7 +22,6 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoTokenizer,
-    CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
 )
@@ -32,7 +31,7 @@ from altdiffusion.losses import contrastive_loss, sigmoid_loss
 from altdiffusion.model import AltCLIP
 from training.attending import attend_in_clip
 from training.captioned import CaptionedPictures
-from training.captions import Captions
+from training.captions import Captions, check_captions
 from training.config import OptimConfig, RunConfig, parse
 from training.data import open_pictures, say, state_of_processes
 from training.emoji import load_emoji, some_emoji
@@ -40,6 +39,7 @@ from training.export import Made, data_of, finish
 from training.frozen import store_rounded, unrounded
 from training.image_tower import IMAGE, text_side, whole_again
 from training.loop import Run
+from training.new_clip import TowersConfig, build_clip
 from training.opened import Opened
 from training.picture_features import Encode, PictureFeatures
 from training.pictures import PicturesConfig
@@ -55,20 +55,6 @@ from training.whole_batch import WholeBatch, whole_batches
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 #: Where SigLIP's factor (as its log) and bias start (Zhai et al. 2023, section 3.2).
 SIGLIP_SCALE, SIGLIP_BIAS = np.log(10.0), -10.0
-
-
-@dataclass(frozen=True)
-class TowersConfig:
-    """Shape of a CLIP that starts from nothing."""
-
-    vocab_size: int = 3000
-    text_width: int = 256
-    text_layers: int = 4
-    vision_width: int = 192
-    vision_layers: int = 4
-    patch_size: int = 8
-    head_width: int = 64
-    projection_dim: int = 256
 
 
 @dataclass(frozen=True)
@@ -113,6 +99,8 @@ class ContrastConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
+        if not self.data:
+            check_captions(self.languages, self.counts)
         if self.lock_image and self.model is None:
             raise ValueError(
                 "lock_image: True with a new CLIP, whose image tower has learnt nothing; give model"
@@ -239,35 +227,6 @@ def pass_losses(run: Run, stage: Contrast, passes: list[dict[str, Tensor]]) -> I
         yield loss
 
 
-def build_clip(config: ContrastConfig, vocabulary: int) -> CLIPModel:
-    towers = config.towers
-    common = {"hidden_act": "gelu", "projection_dim": towers.projection_dim}
-    text = {
-        "vocab_size": vocabulary,
-        "hidden_size": towers.text_width,
-        "intermediate_size": 4 * towers.text_width,
-        "num_hidden_layers": towers.text_layers,
-        "num_attention_heads": towers.text_width // towers.head_width,
-        "max_position_embeddings": 77,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-        "pad_token_id": 1,
-    }
-    vision = {
-        "hidden_size": towers.vision_width,
-        "intermediate_size": 4 * towers.vision_width,
-        "num_hidden_layers": towers.vision_layers,
-        "num_attention_heads": towers.vision_width // towers.head_width,
-        "image_size": config.size,
-        "patch_size": towers.patch_size,
-    }
-    return CLIPModel(
-        CLIPConfig(
-            text_config=text | common, vision_config=vision | common, projection_dim=towers.projection_dim
-        )
-    )
-
-
 def check_model(config: ContrastConfig) -> Any:
     """The configuration of `config.model`; refuses what is no CLIP, or sees pictures of another size."""
     found: Any = AutoConfig.from_pretrained(config.model)
@@ -291,7 +250,7 @@ def build(config: ContrastConfig) -> tuple[Any, Any, dict[str, Tensor] | None]:
     captions = Captions(load_emoji(), all_keywords=True)
     lines = captions.corpus(*config.languages, grounds=config.ground_share > 0)
     tokenizer = train_clip_tokenizer(lines, config.towers.vocab_size)
-    return build_clip(config, len(tokenizer)), tokenizer, None
+    return build_clip(config.towers, config.size, len(tokenizer)), tokenizer, None
 
 
 def kept_features(config: ContrastConfig, opened: Opened, locked: bool) -> PictureFeatures:

@@ -14,8 +14,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AltCLIPConfig,
-    AltCLIPModel,
     AltCLIPTextModel,
     AutoConfig,
     CLIPImageProcessor,
@@ -27,7 +25,7 @@ from altdiffusion.conditioning import encode_trimmed
 from altdiffusion.losses import distillation_loss
 from altdiffusion.model import AltCLIP
 from training.attending import attend_in_text
-from training.captions import Captions
+from training.captions import Captions, check_captions
 from training.config import OptimConfig, RunConfig, parse
 from training.data import open_text, parallel_text
 from training.emoji import load_emoji, some_emoji
@@ -45,6 +43,7 @@ from training.stage import run_stage
 from training.streams import check_workers
 from training.student import (
     StudentConfig,
+    assemble,
     build_student,
     mix_in_start,
     still,
@@ -121,6 +120,8 @@ class DistillConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
+        if not self.data:
+            check_captions(self.languages, self.counts)
         check_workers(self.reading.streaming, self.run.workers)
         passes = self.run.gradient_accumulation_steps
         if self.loss == "contrastive" and passes > 1:
@@ -151,14 +152,14 @@ class DistillConfig:
                 "own_words: True without ordered, without sequence_weight or with form m18; "
                 "allowed: with both, form own"
             )
-        self.check_captions()
+        self.check_shares()
         if self.freeze_embeddings and self.model is None and self.student.backbone is None:
             raise ValueError(
                 "freeze_embeddings: True with a new student, which has learnt no words; "
                 "allowed: with model or student.backbone"
             )
 
-    def check_captions(self) -> None:
+    def check_shares(self) -> None:
         """Refuses shares that are none, and names set apart where they cannot be."""
         if not 0 <= self.apart < 1 or (self.apart and (self.form != "own" or self.data)):
             raise ValueError(
@@ -364,30 +365,6 @@ def export(trained: Distillation, teacher: CLIPModel, config: DistillConfig) -> 
     with aside.merged(folder) as place:
         for part in (altclip, trained.tokenizer, processor):
             part.save_pretrained(place)
-
-
-def assemble(student: AltCLIPTextModel, teacher: CLIPModel, change: Tensor | None = None) -> AltCLIPModel:
-    """An AltCLIP of the student's text tower and the teacher's everything else.
-
-    `change` are the coordinates of the student's states; its inverse goes into the text projection.
-    """
-    vision = teacher.config.vision_config.to_dict() | {"model_type": "altclip_vision_model"}
-    altclip = AltCLIPModel(
-        AltCLIPConfig(
-            text_config=student.config.to_dict(),
-            vision_config=vision,
-            projection_dim=teacher.config.projection_dim,
-        )
-    )
-    altclip.text_model.load_state_dict(student.state_dict())
-    altclip.vision_model.load_state_dict(teacher.vision_model.state_dict())
-    for name in ("visual_projection", "text_projection"):
-        getattr(altclip, name).load_state_dict(getattr(teacher, name).state_dict())
-    if change is not None:
-        projection = altclip.text_projection.weight
-        projection.data = (projection.double() @ torch.linalg.inv(change.double()).T).float()
-    altclip.logit_scale.data.copy_(teacher.logit_scale.data)
-    return altclip.eval()
 
 
 def main() -> None:

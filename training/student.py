@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
+    AltCLIPConfig,
     AltCLIPModel,
     AltCLIPTextConfig,
     AltCLIPTextModel,
     AutoConfig,
     AutoTokenizer,
+    CLIPModel,
     XLMRobertaModel,
     XLMRobertaTokenizer,
 )
@@ -117,3 +119,27 @@ def mix_in_start(student: AltCLIPTextModel, model: Path | None, form: str, share
     start = dict(student_of(model, form)[0].named_parameters())
     for name, parameter in student.named_parameters():
         parameter.lerp_(start[name].to(parameter), share)
+
+
+def assemble(student: AltCLIPTextModel, teacher: CLIPModel, change: Tensor | None = None) -> AltCLIPModel:
+    """An AltCLIP of the student's text tower and the teacher's everything else.
+
+    `change` are the coordinates of the student's states; its inverse goes into the text projection.
+    """
+    vision = teacher.config.vision_config.to_dict() | {"model_type": "altclip_vision_model"}
+    altclip = AltCLIPModel(
+        AltCLIPConfig(
+            text_config=student.config.to_dict(),
+            vision_config=vision,
+            projection_dim=teacher.config.projection_dim,
+        )
+    )
+    altclip.text_model.load_state_dict(student.state_dict())
+    altclip.vision_model.load_state_dict(teacher.vision_model.state_dict())
+    for name in ("visual_projection", "text_projection"):
+        getattr(altclip, name).load_state_dict(getattr(teacher, name).state_dict())
+    if change is not None:
+        projection = altclip.text_projection.weight
+        projection.data = (projection.double() @ torch.linalg.inv(change.double()).T).float()
+    altclip.logit_scale.data.copy_(teacher.logit_scale.data)
+    return altclip.eval()

@@ -31,7 +31,8 @@ from altdiffusion.runtime import choose_attention
 from altdiffusion.trainable import lora_state, select_parameters
 from training import inversion, lora
 from training.attending import set_attention
-from training.config import OptimConfig, RunConfig, parse
+from training.captions import check_captions
+from training.config import OptimConfig, RunConfig, check_number, parse
 from training.data import image_captions, open_pictures, state_of_processes
 from training.emoji_latents import (
     CaptionedLatents,
@@ -130,8 +131,10 @@ class TextToImageConfig:
                 "zero_terminal_snr: True with prediction_type epsilon, which then learns to copy its input; "
                 "allowed: prediction_type v_prediction, or zero_terminal_snr False"
             )
-        if not 0 <= self.caption_dropout <= 1:
-            raise ValueError(f"caption_dropout: {self.caption_dropout}; allowed: 0 to 1")
+        if not self.data:
+            check_captions(self.languages)
+        check_number("caption_dropout", self.caption_dropout, 0, 1)
+        check_number("variants", self.variants, 1)
         if self.pairs < 0 or not 0 <= self.pair_share < 1:
             raise ValueError(
                 f"pairs: {self.pairs} with pair_share {self.pair_share}; allowed: 0 and more, 0 to below 1"

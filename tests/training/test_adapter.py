@@ -145,7 +145,6 @@ def test_the_imitation_loss_by_hand():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--languages", "cn"], r"^languages: no 'cn'; allowed: en, "),
         (["--stable-diffusion", "/nowhere"], r"^stable_diffusion: '/nowhere' does not exist"),
         (["--text", "/nowhere"], r"^text: '/nowhere' does not exist"),
     ],

@@ -10,6 +10,7 @@ import torch
 
 from training import autoencoder, contrast, distill, package, student, text_to_image
 from training.config import parse
+from training.new_clip import build_clip
 from training.unet import build_unet
 
 RECIPE = Path("training/recipes/emoji-gpu")
@@ -51,7 +52,8 @@ def test_the_text_tower_that_the_unet_learns_from_is_the_one_that_ships(recipe):
 def test_the_model_fits_into_the_package_with_its_text_tower_stored_twice(recipe):
     with torch.device("meta"):
         vae = autoencoder.build(recipe["autoencoder"])
-        clip = contrast.build_clip(recipe["teacher"], recipe["teacher"].towers.vocab_size)
+        of = recipe["teacher"]
+        clip = build_clip(of.towers, of.size, of.towers.vocab_size)
         width = clip.config.text_config.hidden_size
         tower = student.build_student(recipe["distill"].student, recipe["distill"].student.vocab_size, width)
         side = recipe["autoencoder"].size // 2 ** (len(vae.config["block_out_channels"]) - 1)

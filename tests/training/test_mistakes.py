@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from tests.training import data_files, toy
 from tests.training.conftest import flags, tiny_clip
-from training import distill, text_to_image
+from training import adapter, contrast, distill, text_to_image
 from training.config import parse
 from training.mistakes import sentence
 from training.stage import run_stage
@@ -50,6 +50,52 @@ def test_a_flag_that_makes_no_sense(more, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         parse(text_to_image.TextToImageConfig, ["--output-dir", "x", *DRAW.split(), *more.split()])
     assert stopped.value.code == 2 and capsys.readouterr().err == message + "\n"
+
+
+REFUSED = {
+    adapter.AdapterConfig: (
+        ("--languages cn", "languages: 'cn' is not known; did you mean 'zh'? Known: en, zh"),
+        ("--judged-captions 0", "judged_captions: 0; allowed: 1 and up"),
+        ("--fitted-captions -1", "fitted_captions: -1; allowed: 0 and up"),
+        ("--caption-dropout 1.5", "caption_dropout: 1.5; allowed: 0 to 1"),
+    ),
+    contrast.ContrastConfig: (
+        ("--languages en xyzzy", "languages: 'xyzzy' is not known; Known: en, zh"),
+        ("--counts 1 5", "counts: 1 5; allowed: numbers from 1 to 4"),
+    ),
+    distill.DistillConfig: (
+        ("--languages pt-BR", "languages: 'pt-BR'; allowed: 'pt'"),
+        ("--counts 0", "counts: 0; allowed: numbers from 1 to 4"),
+        ("--counts", "counts: none; allowed: numbers from 1 to 4"),
+    ),
+    text_to_image.TextToImageConfig: (
+        ("--languages cn", "languages: 'cn' is not known; did you mean 'zh'? Known: en, zh"),
+        ("--variants 0", "variants: 0; allowed: 1 and up"),
+        ("--run.seed -1", "seed: -1; allowed: 0 and up"),
+    ),
+}
+NEEDED = {
+    adapter.AdapterConfig: "--text x --stable-diffusion x",
+    contrast.ContrastConfig: "",
+    distill.DistillConfig: "--teacher x",
+    text_to_image.TextToImageConfig: DRAW,
+}
+
+
+@pytest.mark.parametrize(
+    "config_class, more, message", [(cls, *case) for cls, cases in REFUSED.items() for case in cases]
+)
+def test_what_no_emoji_or_run_has_is_refused_before_a_model_is_read(config_class, more, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse(config_class, ["--output-dir", "x", *NEEDED[config_class].split(), *more.split()])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1 and message in error
+
+
+@pytest.mark.parametrize("config_class", [contrast.ContrastConfig, distill.DistillConfig])
+def test_data_may_be_in_any_language(config_class):
+    more = f"{NEEDED[config_class]} --data x --languages el --model x"
+    assert parse(config_class, ["--output-dir", "x", *more.split()]).languages == ("el",)
 
 
 def test_a_missing_flag_and_a_long_value_stay_one_line(capsys):

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from tests import fakes
-from training.distill import assemble
+from training.student import assemble
 from training.swap import map_cross_attention
 from training.targets import set_apart, whitening
 
