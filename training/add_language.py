@@ -234,6 +234,7 @@ def made(config: AddLanguageConfig, figures: dict[str, Any]) -> Made:
 def export(clip: AltCLIP, trained: Learning, config: AddLanguageConfig) -> None:
     """The AltCLIP in the form it came in, its word embeddings in one piece."""
     model: Any = trained.tower.model.cpu()
+    clip.model.text_model = model  # where processes share the weights out, `trained` is a copy
     embeddings = model.roberta.embeddings
     embeddings.word_embeddings = embeddings.word_embeddings.merged()
     for settings in (model.config, clip.model.config.text_config):

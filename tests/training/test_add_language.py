@@ -1,5 +1,6 @@
 """A language more from parallel text: the new one is learnt, the old ones stay, and the result is stock."""
 
+import copy
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ from tests.fakes import SENTENCES
 from tests.published import write
 from tests.training.conftest import flags
 from tests.training.data_files import write_lines
-from training.add_language import AddLanguageConfig, build, open_sources, pairs_of, train
+from training.add_language import AddLanguageConfig, build, export, open_sources, pairs_of, train
 from training.config import parse, save
 from training.new_language import NewAndOld, Texts, Tower
 
@@ -212,6 +213,22 @@ def test_the_old_tower_shares_the_old_rows_and_nothing_else_that_moves(tmp_path,
     moved = {p.data_ptr() for p in stage.parameters() if p.requires_grad}
     assert not moved & {p.data_ptr() for p in old.parameters()}
     assert not any(p.requires_grad for p in old.parameters())
+
+
+def test_where_the_trained_tower_is_a_copy_it_is_the_copy_that_is_saved(tmp_path, altclip, text):
+    """Processes that share the weights out leave them in one."""
+    settings = config(tmp_path, 1, altclip, text, LEARN)
+    clip = AltCLIP.from_pretrained(altclip, dtype=torch.float32, device="cpu")
+    stage = build(clip, pairs_of(open_sources(settings)[0], 100), settings)
+    twin = copy.deepcopy(stage, {id(stage.frozen): stage.frozen})
+    with torch.no_grad():
+        for parameter in twin.tower.model.parameters():
+            parameter.add_(1)
+    learnt = twin.tower.model.transformation.weight.clone()
+    export(clip, twin, settings)
+    saved = weights(tmp_path / "model")
+    assert saved["text_model.transformation.weight"].equal(learnt)
+    assert len(saved[WORDS]) == len(AutoTokenizer.from_pretrained(tmp_path / "model"))
 
 
 def test_the_new_language_is_drawn_to_what_the_old_tower_says_in_english(tmp_path, altclip, text):
