@@ -151,6 +151,7 @@ class Run:
             "trained tensors": len(self.parameters),
             "trained numbers": sum(parameter.numel() for parameter in self.parameters),
             "run.ema_decay": self.config.run.ema_decay,
+            "run.mixed_precision": self.config.run.mixed_precision,
             "optim.name": self.config.optim.name,
         }
 

@@ -19,12 +19,13 @@ import psutil
 import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from tests.training import toy
 from training import output_folder
-from training.checkpoints import latest_checkpoint
+from training.checkpoints import MANIFEST, latest_checkpoint
 from training.config import parse
 from training.loop import Diverged
 from training.progress_bar import memory
@@ -231,6 +232,20 @@ def test_a_checkpoint_of_another_stage_or_of_other_parameters_is_refused(tmp_pat
         toy.train(toy.config(tmp_path, 3, "--width 4"))
     with pytest.raises(ValueError, match=r"^output_dir: .* run\.ema_decay 0\.0, this run has 0\.9"):
         toy.train(toy.config(tmp_path, 3, "--run.ema-decay 0.9"))
+    AcceleratorState._reset_state()  # accelerate keeps the precision of a process's first run
+    with pytest.raises(ValueError, match=r"^output_dir: .* run\.mixed_precision no, this run has bf16"):
+        toy.train(toy.config(tmp_path, 3, "--run.mixed-precision bf16"))
+    AcceleratorState._reset_state()
+
+
+def test_a_checkpoint_that_does_not_say_its_precision_is_gone_on_from(tmp_path):
+    """As those of older versions."""
+    toy.train(toy.config(tmp_path, 2))
+    manifest = latest_checkpoint(tmp_path)[0] / MANIFEST
+    content = json.loads(manifest.read_text())
+    del content["about"]["run.mixed_precision"]
+    manifest.write_text(json.dumps(content))
+    assert toy.train(toy.config(tmp_path, 3)).progress.step == 3
 
 
 def test_a_real_process_shows_how_far_it_is_holds_its_folder_and_ends_with_143(tmp_path, capsys):
