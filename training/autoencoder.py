@@ -18,6 +18,7 @@ from training.emoji import load_emoji, pixels, random_scene
 from training.export import EMOJI, Made, finish
 from training.grounds import grounded
 from training.loop import Run
+from training.pictures import latent_shape
 from training.stage import run_stage
 
 
@@ -105,14 +106,15 @@ def build(config: AutoencoderConfig) -> AutoencoderKL:
 
 def train(config: AutoencoderConfig) -> None:
     torch.manual_seed(config.run.seed)
-    run = Run.start(config, Reconstruction(build(config), config))
-    latent_side = config.size // 2 ** (len(config.block_out_channels) - 1)
+    vae = build(config)
+    shape = latent_shape(vae, config.size)
+    run = Run.start(config, Reconstruction(vae, config))
     for images in run.batches(Scenes(config.run.seed, config.size, config.ground_share)):
-        noise = run.noise(len(images), config.latent_channels, latent_side, latent_side)
+        noise = run.noise(len(images), *shape)
         with run.accelerator.autocast():
             loss, error = run.model(images.to(run.accelerator.device), noise)
-        run.step(loss)
         run.log(l1=error.detach())
+        run.step(loss)
     if run.accelerator.is_main_process:
         export(run.trained().vae, config)
 

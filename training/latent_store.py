@@ -20,7 +20,7 @@ from altdiffusion import aside
 from altdiffusion.checkpoints import fingerprint
 from training.buckets import Size, View, Views, nearest
 from training.lazy import weights_key
-from training.pictures import as_pixels, encoded, opened
+from training.pictures import as_pixels, encoded, latent_shape, opened
 from training.samples import Bad, BadSample, Row, Rows
 from training.store import check_room
 
@@ -110,9 +110,7 @@ def stored_latents(
 
 def largest(vae: AutoencoderKL, sizes: list[Size]) -> int:
     """Bytes of a picture's latents in the largest of the sizes."""
-    fields: Any = vae.config
-    shrunk = 2 ** (len(fields.block_out_channels) - 1)
-    return max(fields.latent_channels * (h // shrunk) * (w // shrunk) * 2 for h, w in sizes)
+    return max(latent_shape(vae, *size).numel() * 2 for size in sizes)
 
 
 def encode_part(

@@ -128,11 +128,11 @@ def encoded(
     return latents.float() * vae.config.scaling_factor  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def latent_shape(vae: AutoencoderKL, resolution: int) -> torch.Size:
-    """(channels, height, width) of a square picture's latents."""
+def latent_shape(vae: AutoencoderKL, height: int, width: int = 0) -> torch.Size:
+    """(channels, height, width) of a picture's latents; of a square one's without `width`."""
     fields: Any = vae.config
-    side = resolution // 2 ** (len(fields.block_out_channels) - 1)
-    return torch.Size((fields.latent_channels, side, side))
+    shrunk = 2 ** (len(fields.block_out_channels) - 1)
+    return torch.Size((fields.latent_channels, height // shrunk, (width or height) // shrunk))
 
 
 class CachedPictures(torch.utils.data.Dataset):
