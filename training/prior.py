@@ -42,9 +42,11 @@ class PriorConfig:
 
 @torch.no_grad()
 def prior_latents(pipeline: StableDiffusionPipeline, config: PriorConfig, seed: int, path: Path) -> Tensor:
-    """(images, channels, height, width): the pictures, drawn once and kept while models and prompts stay."""
+    """(images, channels, height, width): drawn once, and kept while models, schedule and prompts stay."""
     parts: Any = pipeline
-    key = fingerprint([parts.unet, parts.text_encoder], [repr((config, seed))])
+    schedule = {name: value for name, value in parts.scheduler.config.items() if not name.startswith("_")}
+    settings = repr((config, seed, sorted(schedule.items())))
+    key = fingerprint([parts.unet, parts.text_encoder], [settings])
     if path.is_file():
         with safe_open(path, framework="pt") as file:
             if (file.metadata() or {}).get("key") == key:

@@ -1,6 +1,7 @@
 """Text to image: LoRA, prior preservation, and what changes the noise, the memory and the attention."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -137,6 +138,11 @@ def test_the_prior_is_drawn_once_and_trained_beside_the_data(drawing, tmp_path):
     when = drawn.stat().st_mtime_ns
     train(config(tmp_path, 2, drawing, more))
     assert drawn.stat().st_mtime_ns == when
+    before = load_file(drawn)["latents"]
+    (tmp_path / "other").mkdir()
+    shutil.copyfile(drawn, tmp_path / "other/prior.safetensors")
+    train(config(tmp_path / "other", 1, drawing, f"{more} --prediction-type epsilon"))
+    assert not load_file(tmp_path / "other/prior.safetensors")["latents"].equal(before)
     train(config(tmp_path / "without", 1, drawing))
     assert losses(tmp_path / "without")[0] != losses(tmp_path)[0]
 
