@@ -46,6 +46,7 @@ from training.pictures import PicturesConfig
 from training.samples import shorten
 from training.scenes import AllNames, CaptionedScenes
 from training.stage import run_stage
+from training.student import still
 from training.teacher import Teacher
 from training.tokenizers import train_clip_tokenizer
 from training.whole_batch import WholeBatch, whole_batches
@@ -274,7 +275,7 @@ def hold(stage: Contrast, tokenizer: Any, config: ContrastConfig) -> None:
     if config.freeze_embeddings:
         tower.get_input_embeddings().requires_grad_(False)
     if config.lock_text:
-        tower.requires_grad_(False)
+        still(tower.requires_grad_(False))
     if config.all_names:
         stage.names = AllNames(Teacher(stage.clip, tokenizer), some_emoji(config.emoji), config.languages)
         stage.names_weight = config.all_names

@@ -86,13 +86,14 @@ def student_of(folder: Path, form: str) -> tuple[AltCLIPTextModel, Any, dict[str
     return clip.model.text_model, clip.tokenizer, clip.generation_head
 
 
-def still(student: AltCLIPTextModel) -> None:
+def still(student: nn.Module) -> None:
     """Published towers come with dropout; the target is exact, and the authors trained without it."""
     for module in student.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if "attention_dropout" in vars(module):
-            vars(module)["attention_dropout"] = 0.0
+        for name in ("attention_dropout", "dropout"):  # AltCLIP's, CLIP's
+            if isinstance(vars(module).get(name), float):
+                vars(module)[name] = 0.0
 
 
 def two_states(student: AltCLIPTextModel, tokenizer: Any, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:

@@ -22,7 +22,7 @@ from tests.training.data_files import image_folder
 from training.captioned import CaptionedPictures
 from training.captions import Captions
 from training.config import parse, save
-from training.contrast import Contrast, ContrastConfig, pass_losses, train
+from training.contrast import Contrast, ContrastConfig, hold, pass_losses, train
 from training.data import open_pictures
 from training.emoji import centred, in_a_row, load_emoji
 from training.scenes import AllNames, group_of
@@ -147,6 +147,16 @@ def test_frozen_word_embeddings_stay_and_the_rest_of_the_tower_moves(altclip, tm
     assert after.get_parameter(words).equal(before.get_parameter(words))
     moved = "encoder.layers.0.output.dense.weight"
     assert not after.get_parameter(moved).equal(before.get_parameter(moved))
+
+
+def test_a_locked_text_tower_says_the_same_at_every_step(drawing):
+    clip = AltCLIPModel.from_pretrained(drawing / "altclip")
+    assert clip.config.text_config.hidden_dropout_prob > 0
+    stage = Contrast(clip, locked=False)
+    hold(stage, None, parse(ContrastConfig, flags(drawing, 1, "--lock-text True --model any")))
+    stage.train()
+    row = torch.randint(4, 100, (1, 6)), torch.ones(1, 6, dtype=torch.long)
+    assert stage.text(*row).equal(stage.text(*row))
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path, capsys):
