@@ -165,7 +165,9 @@ def describe(config: PackageConfig, pipeline: StableDiffusionPipeline) -> dict:
     size = pipeline.vae.config.sample_size
     drawn = set(drawn_by(config))
     recipe, taken_over = recipes(config)
-    revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    revision = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
     return {
         "covered": [c for c in load_emoji().characters if c in drawn],
         "languages": list(LANGUAGES),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 
 import pytest
 
@@ -26,6 +27,8 @@ def stages(tmp_path):
 
 def test_what_is_packed_is_whole_and_opens_and_says_what_made_it(stages, tmp_path, monkeypatch):
     out = tmp_path / "weights"
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout
+    monkeypatch.chdir(tmp_path)  # as where the stages lie on another disk
     monkeypatch.setattr("sys.argv", ["package", "--stages", str(stages), "--output", str(out)])
     package.main()
     bundled.verify(out)
@@ -39,6 +42,7 @@ def test_what_is_packed_is_whole_and_opens_and_says_what_made_it(stages, tmp_pat
     collection.encode_some(AltCLIP.from_pretrained(out, device="cpu"))
     assert collection.ready  # its vectors lie beside it
     card = bundled.card(out)
+    assert card["commit"] == commit.strip()
     assert set(card["covered"]) == set(COVERED) and list(card["recipe"]) == list(package.STAGES)
     assert not list(tmp_path.glob(".*"))
     assert not any(str(tmp_path) in file.read_text(encoding="utf-8") for file in out.rglob("*.json"))
