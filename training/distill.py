@@ -152,6 +152,8 @@ class DistillConfig:
                 "own_words: True without ordered, without sequence_weight or with form m18; "
                 "allowed: with both, form own"
             )
+        if self.own_words and self.data:
+            raise ValueError("own_words: True with data, whose names are not known; allowed: False")
         self.check_shares()
         if self.freeze_embeddings and self.model is None and self.student.backbone is None:
             raise ValueError(
@@ -314,7 +316,7 @@ def open_teacher(config: DistillConfig, opened: Opened | None) -> Teacher | Kept
 
 def train(config: DistillConfig) -> None:
     check_towers(config)
-    opened = open_text(config.data, config.reading) if config.data else None
+    opened = open_text(config.data, config.reading, config.languages) if config.data else None
     torch.manual_seed(config.run.seed)
     guide = open_teacher(config, opened)
     student, tokenizer, head = build(config, guide.width)

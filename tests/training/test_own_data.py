@@ -133,6 +133,19 @@ def test_teacher_learning_on_ones_own_text_resumes_bit_for_bit(tmp_path, altclip
         assert report["texts"] == {"de": 8, "en": 8, "ru": 4} and report["skipped"] == 0
 
 
+def test_teacher_learning_takes_the_languages_that_it_is_told_and_no_more(tmp_path, altclip, teacher):
+    more = f"--model {altclip} --data {parallel(tmp_path)} --languages ru"
+    distill.train(distill_config(tmp_path / "out", 1, teacher, more))
+    assert json.loads((tmp_path / "out/report.json").read_text())["texts"] == {"ru": 4}
+    with pytest.raises(ValueError, match=r"^languages: none of the 8 samples has a text in ja$"):
+        distill.train(distill_config(tmp_path / "no", 1, teacher, f"{more} --languages ja"))
+
+
+def test_names_in_lists_are_the_emojis_alone(tmp_path):
+    with pytest.raises(ValueError, match=r"^own_words: True with data, .*; allowed: False$"):
+        distill.DistillConfig(tmp_path, tmp_path, tmp_path, data="x", ordered=True, own_words=True)
+
+
 def test_a_new_student_cannot_read_what_its_tokenizer_has_not_learnt(tmp_path):
     with pytest.raises(
         ValueError, match=r"^data: .*parallel\.tsv with a new student, .*; allowed: with model"
