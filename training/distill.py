@@ -51,7 +51,7 @@ from training.student import (
     student_of,
     two_states,
 )
-from training.targets import Targets, targets_of
+from training.targets import Targets, asks_for_names, targets_of
 from training.teacher import KeptTeacher, Teacher
 from training.tokenizers import train_xlmr_tokenizer
 
@@ -308,8 +308,8 @@ def open_teacher(config: DistillConfig, opened: Opened | None) -> Teacher | Kept
         return Teacher.read(config.teacher)
     teacher = KeptTeacher(config.teacher, config.cache, 1 if config.form == "own" else 2)
     names = english_texts(config)
-    if config.whiten is not None:
-        teacher.kept.keep(names, RunConfig())  # in full precision, as the change of coordinates is computed
+    if asks_for_names(config):
+        teacher.kept.keep(names, RunConfig())  # in full precision, as `targets_of` asks for them
     teacher.kept.keep(texts_of(opened, "en") if opened else names, config.run)
     return teacher
 

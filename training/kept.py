@@ -88,9 +88,9 @@ class Kept(Generic[Model]):
 
     @torch.no_grad()
     def __call__(self, texts: list[str]) -> list[Tensor]:
-        """What is said of each; where a text is not kept, the model is asked."""
+        """What is said of each; where a text is not kept, the model is asked, as often as it is there."""
         store = self.store
-        unknown = [text for text in dict.fromkeys(texts) if text not in store]
+        unknown = [text for text in texts if text not in store]
         made: dict[str, Any] = (
             dict(zip(unknown, self.make(self.model, unknown), strict=True)) if unknown else {}
         )

@@ -68,10 +68,15 @@ class Targets:
     """Those of the names that were moved for that."""
 
 
+def asks_for_names(config: TargetFields) -> bool:
+    """Whether the targets depend on what the teacher says of the English names."""
+    return config.whiten is not None or config.own_words or bool(config.apart)
+
+
 def targets_of(config: TargetFields, teacher: Teacher | KeptTeacher) -> Targets:
     """As `config` asks for them."""
     change = torch.eye(teacher.width)
-    if config.whiten is None and not config.own_words and not config.apart:
+    if not asks_for_names(config):
         return Targets(change)
     names = english_texts(config)
     said = teacher.pooled(names)

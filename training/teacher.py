@@ -79,8 +79,10 @@ class KeptTeacher:
         return self.kept.model.clip
 
     def lengths(self, texts: list[str]) -> list[int]:
-        """One for all: what is kept of a text does not depend on the texts beside it."""
-        return [1] * len(texts)
+        """0 of what is kept, which does not depend on the texts beside it; tokens of each other text."""
+        unknown = [text for text in texts if text not in self.kept.store]
+        tokens = dict(zip(unknown, self.kept.model.lengths(unknown), strict=True)) if unknown else {}
+        return [tokens.get(text, 0) for text in texts]
 
     def pooled(self, texts: list[str], device: torch.device | str = "cpu") -> Float[Tensor, "texts dim"]:
         return torch.stack(self.kept(texts))[:, 0].to(device)

@@ -9,8 +9,10 @@ from transformers import CLIPModel
 
 from tests.training.conftest import flags
 from training.config import RunConfig, parse
-from training.distill import DistillConfig, train
+from training.distill import DistillConfig, open_teacher, train
+from training.fixed_shapes import ROWS, in_fixed_shapes
 from training.loop import Run
+from training.targets import targets_of
 from training.teacher import KeptTeacher, Teacher
 
 
@@ -39,6 +41,37 @@ def test_kept_embeddings_are_the_teachers(teacher, tmp_path):
     assert not torch.allclose(kept.pooled(texts), kept.penultimate(texts))
     assert "model" not in vars(kept.kept)
     assert_close(kept.pooled(["a cat"]), real.pooled(["a cat"]))
+
+
+def test_a_text_that_is_not_kept_is_told_to_the_same_bits_in_any_company(teacher, tmp_path):
+    kept = KeptTeacher(teacher, tmp_path, 1)
+    kept.kept.keep(["a red cat", "a cat"], RunConfig())
+    texts = [
+        "a cat",
+        "a red cat and a green apple",
+        "apple",
+        "a green cat",
+        "a red cat",
+        "a red apple on a cat",
+    ]
+
+    def said(texts):
+        return in_fixed_shapes(kept.pooled, kept.lengths(texts), texts)
+
+    shapes = []
+    real = kept.kept.make
+    kept.kept.make = lambda model, texts: shapes.append(len(texts)) or real(model, texts)
+    together = said(texts)
+    assert all(said([text])[0].equal(row) for text, row in zip(texts, together, strict=True))
+    assert set(shapes) == {ROWS}
+
+
+@pytest.mark.parametrize("more", ["--own-words True --ordered True", "--apart 0.1", "--whiten 0.1", ""])
+def test_the_names_are_kept_as_the_targets_ask_for_them(teacher, tmp_path, more):
+    settings = config(tmp_path, 1, teacher, f"--cache {tmp_path / 'cache'} --run.mixed-precision bf16 {more}")
+    guide = open_teacher(settings, None)
+    targets_of(settings, guide)
+    assert "model" not in vars(guide.kept)
 
 
 @pytest.mark.parametrize("more", ["", "--form m18 --whiten 0.1"])
