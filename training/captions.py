@@ -77,8 +77,10 @@ class Captions:
     ) -> str:
         """One of the allowed languages (none named: all of them, English twice as likely).
 
-        One that is named several times is drawn so many times as often. English stands in for a language in
-        which one of the names is held out, allowed or not.
+        Where one is named several times, each is drawn as often as it stands there. Otherwise one of 19 is
+        drawn, all and English again, and its number counts round the allowed ones where it is none of them:
+        these are then not all equally likely. English stands in for a language in which one of the names is
+        held out, allowed or not.
         """
         if len(set(allowed)) < len(allowed):
             tag = allowed[int(random.integers(len(allowed)))]

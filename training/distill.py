@@ -100,7 +100,8 @@ class DistillConfig:
     ground_share: float = 0.0
     """Share of the captions that name the colour of the ground too."""
     languages: tuple[str, ...] = ()
-    """Languages of the emoji's names, drawn as often as they stand here; empty: all, English twice."""
+    """Caption languages; empty means all, of the emoji English twice. Where one stands several times, each of
+    the emoji's is drawn as often as it stands here."""
     sequence_weight: float = 0.5
     """Weight of drawing every state of the student to the target, not the first alone."""
     whiten: float | None = None
