@@ -16,8 +16,9 @@ def map_cross_attention(unet: nn.Module, old: Tensor, new: Tensor, ridge: float 
     so the texts' mean states are compared, by least squares with a `ridge` in units of the mean power.
     Returns the share of the old states' variance that the map explains.
     """
-    if old.shape[0] != new.shape[0] or old.shape[2] != new.shape[2]:
-        raise ValueError(f"new: {tuple(new.shape)}; allowed: as many texts and as wide as {tuple(old.shape)}")
+    assert len(old) == len(new)
+    if (known := old.shape[2]) != (width := new.shape[2]):
+        raise ValueError(f"swapped_from: a tower of width {known}; allowed: one of the new tower's, {width}")
     source, target = new.double().mean(1), old.double().mean(1)
     power = source.T @ source
     damping = ridge * power.diagonal().mean() * torch.eye(len(power), dtype=power.dtype)

@@ -62,5 +62,5 @@ def test_an_exact_linear_map_leaves_the_unets_output_as_it_was():
 
 
 def test_towers_of_other_widths_are_refused():
-    with pytest.raises(ValueError, match=r"^new: "):
+    with pytest.raises(ValueError, match=r"^swapped_from: a tower of width 32; allowed: .*, 16$"):
         map_cross_attention(fakes.tiny_unet(), torch.randn(9, 5, 32), torch.randn(9, 5, 16))
