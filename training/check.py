@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from training.buckets import bucket_sizes, nearest
-from training.multilingual import caption_reader, survey, wanted_languages
+from training.data import reader_of
+from training.multilingual import ONLY_PICTURES, survey, wanted_languages
 from training.opened import Opened, told
 from training.pictures import NAMES, PicturesConfig, opened, picture_reader
 from training.samples import Bad, BadSample, Rows
@@ -21,14 +22,18 @@ def check(
     """A report in lines, and whether training would go through with this data."""
     config = replace(config, streaming=False)
     rows = open_rows(source, config.split, config.subset)
-    read = caption_reader(rows.columns, config)
+    alone = rows.columns == ONLY_PICTURES
+    read = reader_of(rows.columns, config, languages, "the prompt")
     wanted = wanted_languages(config, languages)
     pictures = bool(config.image_column) or any(name in rows.columns for name in NAMES)
     needed = "" if pictures else "en"
     # Everything is looked at: the share is judged at the end.
     found = survey(rows, read, wanted, 1.0, needed)
     opened_data = Opened(source, config, wanted, rows.columns, read, rows=rows, found=found)
-    lines = [told(opened_data, loaded_tokenizer(tokenizer))]
+    if alone:
+        lines = [f"{len(rows):,} pictures without captions: for instance_prompt or textual inversion"]
+    else:
+        lines = [told(opened_data, loaded_tokenizer(tokenizer))]
     if pictures:
         lines += check_pictures(rows, found.usable, config, found.bad)
     return lines + verdict(found.bad, config.max_bad_share), found.bad.count <= config.max_bad_share * len(

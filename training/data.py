@@ -74,16 +74,19 @@ def open_data(
         columns = tuple(stream.features or next(iter(stream), {}))
         return Opened(source, config, wanted, columns, caption_reader(columns, config), stream)
     rows = open_rows(source, config.split, config.subset)
-    if otherwise and rows.columns == ONLY_PICTURES:
-        read = always(otherwise, base(languages[0] if languages else config.plain_language))
-    else:
-        read = caption_reader(rows.columns, config)
+    read = reader_of(rows.columns, config, languages, otherwise)
     found = survey(rows, read, wanted, config.max_bad_share, needed)
     return Opened(source, config, wanted, rows.columns, read, rows=rows, found=found)
 
 
-def always(text: str, tag: str) -> Callable[[Row], Captions]:
-    return lambda _row: {tag: (text,)}
+def reader_of(
+    columns: tuple[str, ...], config: SourceConfig, languages: tuple[str, ...], otherwise: str
+) -> Callable[[Row], Captions]:
+    """What finds the captions of a record; of pictures alone the caption is `otherwise`, if there is one."""
+    if otherwise and columns == ONLY_PICTURES:
+        tag = base(languages[0] if languages else config.plain_language)
+        return lambda _row: {tag: (otherwise,)}
+    return caption_reader(columns, config)
 
 
 def open_pictures(

@@ -72,5 +72,10 @@ def test_check_reads_it_and_a_stream_is_refused(tmp_path):
     folder = str(folder_of(tmp_path, {"a.txt": "a cat", "10_cats/b.txt": "cats"}))
     lines, good = check(folder, CONFIG, (), None)
     assert good and "en 2" in lines[0] and "32x32 2" in lines[1]
+    alone = str(folder_of(tmp_path / "alone", {}))
+    for languages in ((), ("de",)):
+        lines, good = check(alone, CONFIG, languages, None)
+        assert good and lines[0].startswith("2 pictures without captions: for instance_prompt")
+        assert "32x32 2" in lines[1] and lines[-1].startswith("0 of 2 samples cannot be used")
     with pytest.raises(ValueError, match=r"^streaming: .* is read by place as it is"):
         open_stream(folder, "train", "")
