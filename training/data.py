@@ -113,10 +113,12 @@ def image_captions(
     cache: Path,
     dropout: float = 0.0,
     prompt: str = "",
+    argument: str = "output_dir",
 ) -> CachedPictures | StreamedPictures:
     """(latents, caption) samples without an end; of a stream (pixels, caption).
 
-    `dropout` is the share of empty captions, `prompt` stands in the place of each other one.
+    `dropout` is the share of empty captions, `prompt` stands in the place of each other one. `argument` is
+    what the folder `cache` was given by.
     """
     state, config = state_of_processes(), opened.config
     assert isinstance(config, PicturesConfig)
@@ -127,12 +129,14 @@ def image_captions(
         stream = picture_stream(
             opened.stream, opened.columns, opened.wanted, config, share_of(run, state), bad
         )
-        stream.dropout, stream.prompt = dropout, prompt
+        stream.dropout = dropout
         return stream
     rows, found = opened.rows, opened.found
     pictures = picture_reader(rows.folder, rows.columns, config)
     sizes = bucket_sizes(config.resolution, config.buckets)
-    buckets = stored_latents(vae, rows, pictures, found.usable, sizes, found.bad, cache, state, config.views)
+    buckets = stored_latents(
+        vae, rows, pictures, found.usable, sizes, found.bad, cache, state, config.views, argument
+    )
     return CachedPictures(rows, opened.read, found, buckets, config, run, dropout, prompt)
 
 

@@ -95,6 +95,7 @@ def stored_latents(
     folder: Path,
     state: Any,
     views: Views = Views(),  # noqa: B008 (frozen)
+    argument: str = "output_dir",
 ) -> list[Bucket]:
     """The latents of the `wanted` records, read from `folder` or made there. `state` is accelerate's."""
     place = folder / store_key(vae, rows, source, wanted, sizes, views)
@@ -102,7 +103,7 @@ def stored_latents(
         mine = place / f"{state.process_index}-of-{state.num_processes}"
         if not (mine / "index.json").is_file():
             count = len(wanted) * views.count
-            check_room(place, count * largest(vae, sizes), f"latents of {len(wanted):,} pictures")
+            check_room(place, count * largest(vae, sizes), f"latents of {len(wanted):,} pictures", argument)
             encode_part(vae, rows, source, wanted, sizes, bad, mine, state, views)
     state.wait_for_everyone()
     return read_store(complete(place), sizes, bad, views.count)

@@ -198,7 +198,7 @@ class StreamedPictures(torch.utils.data.Dataset):
         views: Views,
     ) -> None:
         self.stream, self.source, self.read, self.sizes, self.views = stream, source, read, sizes, views
-        self.wanted, self.dropout, self.prompt = wanted, 0.0, ""
+        self.wanted, self.dropout = wanted, 0.0
 
     def __getitem__(self, index: int) -> tuple[Tensor, str] | None:
         """None where the picture turns out to be damaged: its batch fills the gap."""
@@ -206,7 +206,7 @@ class StreamedPictures(torch.utils.data.Dataset):
         random = np.random.default_rng((self.stream.share.seed, index, 3))
         captions = self.read(row)
         tag = drawn_from(captions, self.wanted, random)
-        text = self.prompt or captions[tag][int(random.integers(len(captions[tag])))]
+        text = captions[tag][int(random.integers(len(captions[tag])))]
         dropped = random.random() < self.dropout
         try:
             view = self.views.drawn(self.stream.share.seed, index, 9)

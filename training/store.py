@@ -108,8 +108,8 @@ def share_of_names(names: Iterable[str], process: int, processes: int) -> Iterat
     return (name for name in names if int(digest(name)[:8], 16) % processes == process)
 
 
-def check_room(folder: Path, needed: int, what: str) -> None:
-    """Says how much will be written; refuses it where the disk has no room."""
+def check_room(folder: Path, needed: int, what: str, argument: str = "cache") -> None:
+    """Says how much will be written; refuses it where the disk of the `argument` has no room."""
     free = room.readable(room.free(folder))
-    logger.info("cache: %s take %s in %s, %s are free", what, room.readable(needed), folder, free)
-    room.check(folder, needed, what, "cache")
+    logger.info("%s: %s take %s in %s, %s are free", argument, what, room.readable(needed), folder, free)
+    room.check(folder, needed, what, argument)

@@ -189,6 +189,7 @@ def training_data(
             cache,
             config.caption_dropout,
             config.instance_prompt,
+            "cache" if config.cache else "output_dir",
         )
         shape = latent_shape(vae, config.reading.resolution)
     else:

@@ -184,9 +184,7 @@ def test_latents_are_kept_until_a_picture_changes(tmp_path, vae, monkeypatch):
 def test_latents_that_the_disk_has_no_room_for_are_refused(tmp_path, vae, monkeypatch):
     folder = data_files.image_folder(tmp_path / "pictures", 5)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2559))
-    message = (
-        r"^cache: .* has 2\.6 kB free of the 2\.6 kB that latents of 5 pictures may take; allowed a folder"
-    )
+    message = r"^output_dir: .* has 2\.6 kB free of the 2\.6 kB that latents of 5 pictures may take; allowed "
     with pytest.raises(ValueError, match=message):
         samples(folder, vae, tmp_path / "latents")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2560))

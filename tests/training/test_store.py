@@ -101,3 +101,5 @@ def test_a_disk_without_room_is_refused_in_one_line(tmp_path, monkeypatch, caplo
     message = r"^cache: .* has 2\.0 MB free of the 3\.5 GB that 7 text states may take; allowed a folder"
     with pytest.raises(ValueError, match=message):
         check_room(tmp_path, 3_500_000_000, "7 text states")
+    with pytest.raises(ValueError, match=r"^output_dir: .* has 2\.0 MB free"):
+        check_room(tmp_path, 3_500_000_000, "7 latents", "output_dir")
