@@ -86,7 +86,7 @@ class ContrastConfig:
     """Folder, which runs may share, for the features of `data`'s pictures, so that a locked image tower is
     read only where something is missing, and at the end. None: computed anew in every step."""
     size: int = 64
-    """Side of the pictures in pixels; that of `model`, where one is given."""
+    """Side of the pictures in pixels; of a `model` it has to be the one that its image tower sees."""
     emoji: int = 0
     """Learn only so many of the emoji, spread evenly; 0: all."""
     counts: tuple[int, ...] = (1, 1, 1, 2, 3, 4)

@@ -119,7 +119,8 @@ class TextToImageConfig:
     """Folder, which runs may share, for what the text tower says of each caption, so that the tower is read
     only where something is missing. None: computed anew in every step."""
     attention: Literal["auto", "sdpa", "xformers"] = "auto"
-    """auto: xformers where it is installed and the device is CUDA, otherwise PyTorch's own."""
+    """auto: xformers where it is installed and the device is CUDA; in bf16 on a CPU two plain products where
+    sequences are short; otherwise, as sdpa, PyTorch's own."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     architecture: UNetConfig = field(default_factory=UNetConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
