@@ -20,12 +20,13 @@ from torch import Tensor
 from altdiffusion import cards
 from altdiffusion.model import AltCLIP
 from training.config import OptimConfig, RunConfig, parse
-from training.data import open_data, open_text, say, state_of_processes
+from training.data import open_data, open_text, say
 from training.export import Made, finish
 from training.loop import Run
 from training.multilingual import SourceConfig
 from training.new_language import CHUNK, Learning, NewAndOld, Texts, Tower
 from training.opened import Opened
+from training.processes import state_of_processes
 from training.samples import shorten
 from training.stage import run_stage
 from training.student import still

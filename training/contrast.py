@@ -33,7 +33,7 @@ from training.attending import attend_in_clip
 from training.captioned import CaptionedPictures
 from training.captions import Captions, check_captions
 from training.config import OptimConfig, RunConfig, parse
-from training.data import open_pictures, say, state_of_processes
+from training.data import open_pictures, say
 from training.emoji import load_emoji, some_emoji
 from training.export import Made, data_of, finish
 from training.frozen import store_rounded, unrounded
@@ -43,6 +43,7 @@ from training.new_clip import TowersConfig, build_clip
 from training.opened import Opened
 from training.picture_features import Encode, PictureFeatures
 from training.pictures import PicturesConfig
+from training.processes import state_of_processes
 from training.samples import shorten
 from training.scenes import AllNames, CaptionedScenes
 from training.stage import run_stage

@@ -40,16 +40,12 @@ from training.pictures import (
     picture_reader,
     picture_stream,
 )
+from training.processes import state_of_processes
 from training.samples import BadSample, Row
 from training.sources import open_rows, open_stream
 from training.streams import Share, Stream, new_bad
 
 logger = logging.getLogger(__name__)
-
-
-def state_of_processes() -> PartialState:
-    """accelerate's view of the processes; the run's own accelerator takes it over."""
-    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def share_of(run: RunConfig, state: PartialState) -> Share:

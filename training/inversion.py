@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from altdiffusion.conditioning import MAX_LENGTH
 from altdiffusion.requests import shorten
 from training.captions import TEMPLATES, fill
-from training.data import state_of_processes
+from training.processes import state_of_processes
 from training.tower import TextTower
 
 #: Captions that say nothing but that it is a picture (Gal et al. 2023, section 4), in each language.

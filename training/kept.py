@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from tqdm import tqdm
 
 from training.config import RunConfig
 from training.lazy import autocast, model_key, precision
+from training.processes import state_of_processes
 from training.store import Store, check_room, share_of_names
 
 #: Texts encoded at a time.
@@ -42,7 +42,7 @@ class Kept(Generic[Model]):
         self.what, self.cache, self.load, self.make, self.rows_of = what, cache, load, make, rows
         self.width, self.transform, self.rounded = width, transform, rounded
         self.key = model_key(folder)
-        self.state = PartialState(cpu=not torch.accelerator.is_available())
+        self.state = state_of_processes()
         self.device = torch.device(self.state.device or "cpu")
         self.stores: dict[torch.dtype, Store] = {}
 

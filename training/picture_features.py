@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
@@ -16,6 +15,7 @@ from training.config import RunConfig
 from training.lazy import autocast, model_key
 from training.opened import Opened
 from training.pictures import PicturesConfig, as_pixels, opened, picture_reader
+from training.processes import state_of_processes
 from training.samples import BadSample
 from training.store import Store, check_room, share_of_names
 
@@ -58,7 +58,7 @@ class PictureFeatures:
 
     def keep(self, read: Callable[[], Encode], width: int) -> None:
         """Encodes what is missing, shared out over the processes. The tower is `read` if there is any."""
-        state = PartialState(cpu=not torch.accelerator.is_available())
+        state = state_of_processes()
         missing = [record for record in self.names if not self.has(record)]
         if missing:
             size = len(missing) * self.views.count * width * self.store.dtype.itemsize

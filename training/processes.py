@@ -5,7 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+
+
+def state_of_processes() -> PartialState:
+    """accelerate's view of the processes; the run's own accelerator takes it over."""
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def agreed(accelerator: Accelerator, number: int) -> int:

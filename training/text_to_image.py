@@ -33,7 +33,7 @@ from training import inversion, lora
 from training.attending import set_attention
 from training.captions import check_captions
 from training.config import OptimConfig, RunConfig, check_number, parse
-from training.data import image_captions, open_pictures, state_of_processes
+from training.data import image_captions, open_pictures
 from training.emoji_latents import (
     CaptionedLatents,
     ScenesConfig,
@@ -53,6 +53,7 @@ from training.lora import LoraConfig
 from training.opened import Opened
 from training.pictures import PicturesConfig, batches, latent_shape
 from training.prior import PriorConfig, WithPrior, WithPrompt, prior_latents
+from training.processes import state_of_processes
 from training.stage import run_stage
 from training.streams import check_workers
 from training.swap import map_cross_attention
@@ -198,9 +199,9 @@ def training_data(
         path = config.output_dir / "latents.safetensors"
         latents = cached_latents(vae, scenes, path, state_of_processes().device, config.run.workers)
         dataset, shape = CaptionedLatents(config, latents, scenes), latents.shape[1:]
-    if config.instance_prompt:
-        dataset = WithPrompt(dataset, config.instance_prompt)
-    elif config.trainable == "textual_inversion":
+        if config.instance_prompt:
+            dataset = WithPrompt(dataset, config.instance_prompt)
+    if config.trainable == "textual_inversion" and not config.instance_prompt:
         dataset = WithWord(dataset, config.inversion, config.languages, config.run.seed)
     if config.prior.prompts:
         dataset = with_prior(dataset, config, vae, tower)
