@@ -42,6 +42,7 @@ from training.latents import cached_latents
 from training.loop import Run
 from training.opened import Opened
 from training.pictures import CachedPictures, PicturesConfig
+from training.processes import state_of_processes
 from training.stage import run_stage
 from training.unet import drawn_timesteps
 from training.validation import Validation, ValidationConfig
@@ -249,8 +250,8 @@ def fit(stage: Imitation, pairs: list[tuple[str, str]]) -> None:
     texts, english = (list(side) for side in zip(*pairs, strict=True))
     with text_adapter.aside(student.text_encoder) as adapter:
         parts = [slice(first, first + CHUNK) for first in range(0, len(pairs), CHUNK)]
-        source = torch.cat([stage.states(texts[part]).mean(1) for part in parts])
-        target = torch.cat([stage.english(english[part]).mean(1) for part in parts])
+        source = torch.cat([stage.states(texts[part]).mean(1).cpu() for part in parts])
+        target = torch.cat([stage.english(english[part]).mean(1).cpu() for part in parts])
     if adapter is not None:
         logger.info("linear map: explains %.1f %% of the English states", 100 * adapter.fit(source, target))
 
@@ -298,7 +299,8 @@ def training_data(
         data = ParallelPictures(pictures, config.caption_dropout)
         return data, data.judged(opened.found, config.judged_captions)
     scenes = chosen_scenes(config)
-    latents = cached_latents(teacher.vae, scenes, config.output_dir / "latents.safetensors")
+    path, device = config.output_dir / "latents.safetensors", state_of_processes().device
+    latents = cached_latents(teacher.vae, scenes, path, device, config.run.workers)
     data = ParallelLatents(config, latents, scenes)
     tags = config.languages or tuple(LANGUAGES)
     return data, judged_emoji(scenes, latents, data.captions, tags, config.judged_captions)
@@ -326,6 +328,8 @@ def train(config: AdapterConfig) -> None:
         opened = open_pictures(config.data, config.reading, config.languages, needed="en")
     stage = build(config)
     data, judged = training_data(config, stage, opened)
+    for pipeline in stage.frozen:
+        pipeline.to(state_of_processes().device)
     figures = {}
     if stage.adapter.config.in_dim == stage.adapter.config.out_dim:
         with text_adapter.aside(stage.frozen[0].text_encoder):
@@ -337,8 +341,6 @@ def train(config: AdapterConfig) -> None:
     for part in (student.text_encoder, teacher.text_encoder, teacher.unet):
         store_rounded(part, config.run.mixed_precision)
     run = Run.start(config, stage)
-    for pipeline in stage.frozen:
-        pipeline.to(run.accelerator.device)
     validation = Validation(
         config.validation, run, lambda: stage.frozen[0], stage.states, judged.latents.shape[1:]
     )
