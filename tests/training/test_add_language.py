@@ -135,6 +135,21 @@ def test_two_processes_learn_as_one(tmp_path, altclip, text, trainable):
             assert_close(two[name], value, rtol=0, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
+def test_two_processes_that_share_the_weights_out_save_what_one_does(tmp_path, altclip, text):
+    more = f"{LEARN} --optim.learning-rate 1e-2"
+    train(config(tmp_path / "one", 3, altclip, text, more))
+    save(config(tmp_path / "two", 3, altclip, text, more), tmp_path / "two.yaml")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    stage = ["-m", "tests.training.together", "--fsdp2", f"add_language={tmp_path / 'two.yaml'}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, *stage], capture_output=True, text=True, env=environment, timeout=280)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = weights(tmp_path / "one/model"), weights(tmp_path / "two/model")
+    for name in ("text_model.transformation.weight", WORDS):
+        assert_close(two[name], one[name], rtol=0, atol=1e-5, msg=name)
+
+
 @pytest.mark.parametrize("form", ["m9", "m18"])
 def test_the_published_forms_keep_theirs_and_learn_what_conditions_a_unet(tmp_path, text, form):
     folder = write("A", tmp_path / "published", form)
