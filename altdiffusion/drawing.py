@@ -19,7 +19,6 @@ from altdiffusion.images import (
 )
 from altdiffusion.languages import language
 from altdiffusion.requests import (
-    SCHEDULERS,
     BadRequest,
     GenerateRequest,
     Provenance,
@@ -106,7 +105,7 @@ def _fields(made: Provenance, image: str | None, flags: Container[str]) -> dict[
     """
     left_out = {"image", "model", "fingerprint", "loras", "embeddings", "versions"}
     left_out |= {"strength"} if image is None else set()
-    left_out |= set() if made.scheduler in SCHEDULERS else {"scheduler"}
+    left_out |= {"scheduler"} if (made.scheduler or "").endswith("Scheduler") else set()  # a class
     left_out |= {"steps", "scheduler"} if "preset" in flags else set()  # which are the preset's
     return {name: str(value) for name, value in made.to_dict().items() if name not in left_out}
 
