@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from training.buckets import bucket_sizes, nearest
-from training.data import reader_of
-from training.multilingual import ONLY_PICTURES, survey, wanted_languages
+from training.multilingual import ONLY_PICTURES, reader_of, survey, wanted_languages
 from training.opened import Opened, told
 from training.pictures import NAMES, PicturesConfig, opened, picture_reader
 from training.samples import Bad, BadSample, Rows

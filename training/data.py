@@ -7,7 +7,6 @@
 
 import logging
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,11 @@ from training.buckets import bucket_sizes
 from training.config import RunConfig
 from training.latent_store import stored_latents
 from training.multilingual import (
-    ONLY_PICTURES,
-    Captions,
     LanguageOrder,
     SourceConfig,
-    base,
     caption_reader,
     drawn_from,
+    reader_of,
     survey,
     usable,
     wanted_languages,
@@ -73,16 +70,6 @@ def open_data(
     read = reader_of(rows.columns, config, languages, otherwise)
     found = survey(rows, read, wanted, config.max_bad_share, needed)
     return Opened(source, config, wanted, rows.columns, read, rows=rows, found=found)
-
-
-def reader_of(
-    columns: tuple[str, ...], config: SourceConfig, languages: tuple[str, ...], otherwise: str
-) -> Callable[[Row], Captions]:
-    """What finds the captions of a record; of pictures alone the caption is `otherwise`, if there is one."""
-    if otherwise and columns == ONLY_PICTURES:
-        tag = base(languages[0] if languages else config.plain_language)
-        return lambda _row: {tag: (otherwise,)}
-    return caption_reader(columns, config)
 
 
 def open_pictures(

@@ -81,6 +81,16 @@ def base(tag: str) -> str:
     return tag.strip().replace("_", "-").split("-")[0].lower()
 
 
+def reader_of(
+    columns: tuple[str, ...], config: SourceConfig, languages: tuple[str, ...], otherwise: str
+) -> Callable[[Row], Captions]:
+    """What finds the captions of a record; of pictures alone the caption is `otherwise`, if there is one."""
+    if otherwise and columns == ONLY_PICTURES:
+        tag = base(languages[0] if languages else config.plain_language)
+        return lambda _row: {tag: (otherwise,)}
+    return caption_reader(columns, config)
+
+
 def caption_reader(columns: tuple[str, ...], config: SourceConfig) -> Callable[[Row], Captions]:
     """What finds the captions of a record."""
     if config.caption_column:
