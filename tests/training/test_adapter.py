@@ -118,8 +118,8 @@ def test_a_cut_run_and_two_processes_give_the_same_adapter(root):
     whole, cut, two = (load_file(root / name / file) for name in ("whole", "cut", "two"))
     for name, value in whole.items():
         assert value.equal(cut[name]), name
-        # Adam moves a weight whose gradient is but rounding as far as any other: one in a hundred may.
-        assert ((two[name] - value).abs() > 1e-5).float().mean() <= 0.01, name
+        # Adam moves a weight whose gradient is but rounding as far as any other: one in a thousand may.
+        assert ((two[name] - value).abs() > 1e-5).float().mean() <= 0.001, name
 
 
 def test_gradient_checkpointing_changes_no_gradient(root):
